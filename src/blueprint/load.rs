@@ -1,0 +1,1 @@
+//! Text to a checked blueprint with its manifests inline, or every problem.

@@ -1,0 +1,1 @@
+//! The commented blueprint that `kprov init` writes.

@@ -1,0 +1,1 @@
+//! A reachable machine becomes an installed host, over SSH.

@@ -1,0 +1,1 @@
+//! Observe, plan, lint, apply, until quiet.

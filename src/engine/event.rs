@@ -1,0 +1,1 @@
+//! What happened, once, for terminal, log file and API.

@@ -1,0 +1,1 @@
+//! Plans we refuse.

@@ -1,0 +1,1 @@
+//! The world in which tests run: faults, shuffled order, checkers.

@@ -1,0 +1,1 @@
+//! The software load balancer: the model, health checks, balancing, the sockets.

@@ -1,0 +1,1 @@
+//! One generic registry for all kinds over raw JSON.

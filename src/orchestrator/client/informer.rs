@@ -1,0 +1,1 @@
+//! A kind's objects in memory, kept current by list and watch.

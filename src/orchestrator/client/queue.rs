@@ -1,0 +1,1 @@
+//! Keyed work queue: one worker per key at a time, retries with back-off.

@@ -1,0 +1,1 @@
+//! The list of controllers; one file each.

@@ -1,0 +1,1 @@
+//! Pods bound to this node, kept running through the container runtime interface.

@@ -1,0 +1,1 @@
+//! Services as nftables rules: the table is pure, the write at the edge.

@@ -1,0 +1,1 @@
+//! Events -> queue -> filter and score -> bind.

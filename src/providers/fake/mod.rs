@@ -1,0 +1,1 @@
+//! A strict cloud in memory.
