@@ -1,1 +1,3 @@
-//! One generic registry for all kinds over raw JSON.
+//! One generic API server for all kinds.
+
+pub mod status;
