@@ -126,8 +126,11 @@ impl Status {
     }
     pub fn forbidden(group: &str, resource: &str, name: &str, why: &str) -> Self {
         let resource_name = qualified(group, resource);
-        let message =
-            if name.is_empty() { format!("{resource_name} is forbidden: {why}") } else { format!("{resource_name} {name:?} is forbidden: {why}") };
+        let message = if name.is_empty() {
+            format!("{resource_name} is forbidden: {why}")
+        } else {
+            format!("{resource_name} {name:?} is forbidden: {why}")
+        };
         Self::new(403, "Forbidden", message).about(group, resource, name)
     }
     pub fn forbidden_causes(group: &str, resource: &str, name: &str, why: &str, causes: Vec<Cause>) -> Self {
