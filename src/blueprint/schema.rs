@@ -1,5 +1,6 @@
 //! Exactly what a person may write, as types: the source of the JSON Schema, of the reader and of the object in the cluster.
 
+use super::quantity::{self, Quantity};
 use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -130,4 +131,78 @@ pub struct Listener {
 pub struct Filesystem {
     pub name: String,
     pub size: String,
+}
+
+/// Node ports of the blueprint's listeners start here; services of people are given 30000-31999.
+pub const FIRST_NODE_PORT: u16 = 32000;
+
+impl Spec {
+    /// Every listener with the node port that carries it on the machines: 32000 + its index over the whole blueprint.
+    pub fn node_ports(&self) -> impl Iterator<Item = (&LoadBalancer, &Listener, u16)> {
+        let listeners = self.load_balancers.iter().flat_map(|balancer| balancer.listeners.iter().map(move |listener| (balancer, listener)));
+        listeners.zip(FIRST_NODE_PORT..).map(|((balancer, listener), node_port)| (balancer, listener, node_port))
+    }
+}
+
+impl MachineGroup {
+    /// `<group>-1` ... `<group>-<count>`.
+    pub fn machine_names(&self) -> impl Iterator<Item = String> {
+        (1..=self.count).map(|number| format!("{}-{number}", self.name))
+    }
+}
+
+impl Size {
+    /// Millicores; the default size's when the text is not a quantity (a checked blueprint never is).
+    pub fn cpu_millis(&self) -> u64 {
+        Quantity::from_value(&self.cpu).map_or(1000, |cpu| cpu.millis().unsigned_abs())
+    }
+    pub fn memory_bytes(&self) -> u64 {
+        quantity::bytes(&self.memory).map_or(1 << 30, i64::unsigned_abs)
+    }
+    pub fn disk_bytes(&self) -> u64 {
+        quantity::bytes(&self.disk).map_or(10 << 30, i64::unsigned_abs)
+    }
+}
+
+impl Filesystem {
+    pub fn size_bytes(&self) -> u64 {
+        quantity::bytes(&self.size).map_or(1 << 30, i64::unsigned_abs)
+    }
+}
+
+impl Listener {
+    /// `shop/web` is namespace shop, service web; `web` is in namespace default.
+    pub fn namespace_and_service(&self) -> (&str, &str) {
+        self.service.split_once('/').unwrap_or(("default", &self.service))
+    }
+    pub fn service_port(&self) -> u16 {
+        self.target_port.unwrap_or(80)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn listeners_are_numbered_over_the_whole_blueprint() {
+        let listener = |port| Listener { port, service: "shop/web".into(), target_port: None };
+        let balancer =
+            |name: &str, ports: &[u16]| LoadBalancer { name: name.into(), listeners: ports.iter().copied().map(listener).collect() };
+        let spec = Spec {
+            provider: ProviderName::Local,
+            location: None,
+            access: Access::default(),
+            machines: vec![MachineGroup { name: "worker".into(), role: Role::Worker, count: 2, size: Size::default() }],
+            load_balancers: vec![balancer("web", &[80, 443]), balancer("other", &[80])],
+            filesystems: vec![],
+            images: vec![],
+            workloads: vec![],
+            providers: BTreeMap::new(),
+        };
+        let ports: Vec<_> =
+            spec.node_ports().map(|(balancer, listener, node_port)| (balancer.name.as_str(), listener.port, node_port)).collect();
+        assert_eq!(ports, [("web", 80, 32000), ("web", 443, 32001), ("other", 80, 32002)]);
+        assert_eq!(spec.machines[0].machine_names().collect::<Vec<_>>(), ["worker-1", "worker-2"]);
+    }
 }
