@@ -1,4 +1,5 @@
 //! The shell's tools: files, locks, processes, TLS, randomness, time. Only doors and composition roots may use them.
 
 pub mod files;
+pub mod oci;
 pub mod paths;
