@@ -1,3 +1,4 @@
 //! One generic API server for all kinds.
 
+pub mod kinds;
 pub mod status;

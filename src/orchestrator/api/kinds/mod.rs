@@ -1,0 +1,16 @@
+//! What is particular to each kind, as tables and pure functions: no input or output, no clock, no store.
+
+pub mod defaults;
+pub mod discovery;
+pub mod fields;
+pub mod openapi;
+pub mod patch;
+pub mod registry;
+pub mod schema;
+pub mod selector;
+pub mod strategy;
+pub mod table;
+pub mod validation;
+
+pub use registry::{KindRow, Registry, Subresource};
+pub use validation::Cause;
