@@ -7,11 +7,16 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
-/// `kind: Blueprint`, `apiVersion: kprov.dev/v1`, cluster-scoped in the cluster.
+pub const API_VERSION: &str = "kprov.dev/v1";
+pub const KIND: &str = "Blueprint";
+
+/// One desired architecture: machines, load balancers, filesystems, workloads. Cluster-scoped in the cluster.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Blueprint {
+    #[schemars(extend("const" = API_VERSION))]
     pub api_version: String,
+    #[schemars(extend("const" = KIND))]
     pub kind: String,
     pub metadata: Metadata,
     pub spec: Spec,
@@ -21,6 +26,7 @@ pub struct Blueprint {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Metadata {
     /// The cluster's name: a DNS label of at most 40 characters.
+    #[schemars(length(min = 1, max = 40), regex(pattern = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"))]
     pub name: String,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
@@ -38,9 +44,13 @@ pub struct Spec {
     pub location: Option<String>,
     #[serde(default)]
     pub access: Access,
+    /// Groups of equal machines, each with a name, a role and a count.
+    #[schemars(length(min = 1))]
     pub machines: Vec<MachineGroup>,
+    /// Addresses that lead to services of the cluster.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub load_balancers: Vec<LoadBalancer>,
+    /// Shared storage for claims of the workloads.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub filesystems: Vec<Filesystem>,
     /// OCI archives pushed to the nodes, relative to the blueprint.
@@ -54,6 +64,7 @@ pub struct Spec {
     pub providers: BTreeMap<String, Value>,
 }
 
+/// Where machines, load balancers and filesystems come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ProviderName {
@@ -68,10 +79,12 @@ pub enum ProviderName {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Access {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    /// Address ranges in CIDR notation, for instance 192.0.2.0/24.
     #[schemars(with = "Vec<String>")]
     pub from: Vec<IpNet>,
 }
 
+/// What a machine does in the cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Role {
@@ -83,8 +96,10 @@ pub enum Role {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct MachineGroup {
+    #[schemars(length(min = 1, max = 58), regex(pattern = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"))]
     pub name: String,
     pub role: Role,
+    #[schemars(range(max = MOST_MACHINES))]
     pub count: u32,
     #[serde(default)]
     pub size: Size,
@@ -95,10 +110,22 @@ pub struct MachineGroup {
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Size {
     /// Cores: a number or a quantity.
-    #[schemars(with = "Value")]
+    #[schemars(with = "NumberOrText")]
     pub cpu: Value,
+    /// Bytes: "512Mi", "1Gi".
     pub memory: String,
+    /// Bytes: "10Gi".
     pub disk: String,
+}
+
+/// How `cpu` may be written.
+#[derive(JsonSchema)]
+#[serde(untagged)]
+#[schemars(inline)]
+#[allow(dead_code, reason = "only its schema is used")]
+enum NumberOrText {
+    Number(f64),
+    Text(String),
 }
 
 impl Default for Size {
@@ -107,21 +134,27 @@ impl Default for Size {
     }
 }
 
+/// One address of the provider's, with a listener per port.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct LoadBalancer {
+    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"))]
     pub name: String,
+    #[schemars(length(min = 1))]
     pub listeners: Vec<Listener>,
 }
 
+/// Traffic to `port` of the load balancer reaches the service.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Listener {
+    #[schemars(range(min = 1))]
     pub port: u16,
-    /// `namespace/service`.
+    /// `namespace/service`; a service alone is in namespace `default`.
     pub service: String,
     /// The service's port; 80 unless said otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
     pub target_port: Option<u16>,
 }
 
@@ -129,8 +162,21 @@ pub struct Listener {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Filesystem {
+    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"))]
     pub name: String,
+    /// Bytes: "5Gi".
     pub size: String,
+}
+
+/// Machines of one blueprint: the most that the API server is measured with.
+pub const MOST_MACHINES: u32 = 1000;
+
+/// Node ports end here, so a blueprint has room for 768 listeners.
+pub const LAST_NODE_PORT: u16 = 32767;
+
+/// The blueprint's JSON Schema (draft 2020-12): what `kprov schema` prints and what the reader checks files against.
+pub fn json_schema() -> Value {
+    schemars::schema_for!(Blueprint).to_value()
 }
 
 /// Node ports of the blueprint's listeners start here; services of people are given 30000-31999.
