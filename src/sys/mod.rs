@@ -1,5 +1,7 @@
 //! The shell's tools: files, locks, processes, TLS, randomness, time. Only doors and composition roots may use them.
 
+pub mod executable;
 pub mod files;
 pub mod oci;
 pub mod paths;
+pub mod random;
