@@ -172,7 +172,7 @@ mod tests {
         let mut input = stream.as_slice();
         assert!(matches!(read(&mut input).unwrap(), Some(Report::Step(Step { name, .. })) if name == "one"));
         let mut raw = [0; 17];
-        input.read_exact(&mut raw).unwrap();
+        Read::read_exact(&mut input, &mut raw).unwrap();
         assert!(matches!(read(&mut input).unwrap(), Some(Report::Step(Step { name, .. })) if name == "two"));
         assert!(read::<Report>(&mut input).unwrap().is_none());
     }

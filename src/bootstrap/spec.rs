@@ -21,7 +21,7 @@ pub const PROVIDER_FILE: &str = "/etc/kprov/provider.json";
 pub const CONTAINERD_CONFIG: &str = "/etc/containerd/config.toml";
 pub const CONTAINERD_SOCKET: &str = "/run/containerd/containerd.sock";
 /// The pause and demo image, packed on the machine from the uploaded program.
-pub const KPROV_IMAGE: &str = "kprov.dev/kprov:latest";
+pub use crate::sys::oci::KPROV_IMAGE;
 
 /// Everything a machine must be told.
 #[derive(Clone, Debug, Serialize, Deserialize)]
