@@ -1,5 +1,104 @@
 //! The menu, as one enum; one file per command. The composition roots (`up`, `server`, `agent`) are here too: only they may join rooms.
 
-pub fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+mod agent;
+mod completions;
+mod demo;
+mod image;
+mod init;
+mod logging;
+mod pause;
+mod schema;
+pub mod state;
+mod terminal;
+mod validate;
+
+use crate::error::{Error, Kind, Result};
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// One blueprint, any provider: machines, load balancers, filesystems and a Kubernetes cluster, kept true from inside.
+#[derive(Debug, Parser)]
+#[command(name = "kprov", version, max_term_width = 100, after_help = "Start with: kprov init > shop.yaml && kprov up shop.yaml")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Check a blueprint and everything it names; print every problem at once
+    Validate(validate::Args),
+    /// Print the blueprint's JSON Schema
+    Schema,
+    /// Print a commented starter blueprint
+    Init(init::Args),
+    /// Print shell completions
+    Completions(completions::Args),
+    /// Write kprov's own image as an OCI archive
+    #[command(hide = true)]
+    Image(image::Args),
+    /// Run the node agent: kubelet, service proxy, DNS
+    #[command(hide = true)]
+    Agent(agent::Args),
+    /// Serve the demo web application
+    #[command(hide = true)]
+    Demo(demo::Args),
+}
+
+pub fn main() -> ExitCode {
+    let first = std::env::args_os().nth(1);
+    if first.as_deref() == Some("pause".as_ref()) {
+        return pause::run();
+    }
+    let cli = Cli::parse();
+    match run(cli.command) {
+        Ok(code) => code,
+        Err(error) => {
+            terminal::print_error(&error);
+            ExitCode::from(error.kind.exit_code())
+        }
+    }
+}
+
+fn run(command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Validate(args) => return validate::run(&args),
+        Command::Schema => schema::run()?,
+        Command::Init(args) => init::run(&args)?,
+        Command::Completions(args) => completions::run(&args),
+        Command::Image(args) => image::run(&args)?,
+        Command::Agent(args) => {
+            logging::to_stderr();
+            runtime(2)?.block_on(agent::run(&args))?;
+        }
+        Command::Demo(args) => runtime(1)?.block_on(demo::run(args))?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Few threads: an idle kprov must be small, and no command is bound by more.
+fn runtime(threads: usize) -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads)
+        .enable_all()
+        .build()
+        .map_err(|error| Error::new(Kind::Host, "could not start the runtime").because(error))
+}
+
+/// Cancelled by SIGTERM or SIGINT: what machines run stops in order when its supervisor says so.
+fn until_terminated() -> Result<tokio_util::sync::CancellationToken> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let failed = |error: std::io::Error| Error::new(Kind::Host, "could not handle signals").because(error);
+    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    let cancel = tokio_util::sync::CancellationToken::new();
+    let cancelled = cancel.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        cancelled.cancel();
+    });
+    Ok(cancel)
 }

@@ -42,6 +42,15 @@ pub fn write_archive(out: impl Write, name: &str, binary: &[u8], architecture: &
     archive.into_inner()?.flush()
 }
 
+/// This machine's architecture in Go's words, as image configurations spell it.
+pub fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
 fn layer(binary: &[u8]) -> io::Result<Vec<u8>> {
     let mut layer = tar::Builder::new(Vec::with_capacity(binary.len() + 4096));
     append(&mut layer, "kprov", binary, 0o755)?;

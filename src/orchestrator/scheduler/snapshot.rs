@@ -90,6 +90,13 @@ impl Snapshot {
         true
     }
 
+    /// This very pod (not only its name) is placed or assumed to be.
+    pub fn holds(&self, pod: &PodInfo) -> bool {
+        let key = pod.key();
+        let node = self.placed.get(&key).and_then(|name| self.nodes.get(name));
+        node.and_then(|node| node.pods.get(&key)).is_some_and(|held| held.uid == pod.uid)
+    }
+
     pub fn known_nodes(&self) -> impl Iterator<Item = &NodeInfo> {
         self.nodes.values().filter(|node| node.known)
     }

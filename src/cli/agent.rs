@@ -1,0 +1,54 @@
+//! `kprov agent`: one node: kubelet, pod network, service proxy and DNS over one client. A composition root. Hidden.
+
+use crate::error::{Context, Error, Kind, Result};
+use crate::orchestrator::client::{Client, https};
+use crate::orchestrator::config::AgentConfig;
+use crate::orchestrator::{dns, kubelet, network, proxy};
+use std::path::PathBuf;
+use std::sync::Arc;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The agent's configuration (JSON)
+    #[arg(long, default_value = "/etc/kprov/agent.json")]
+    config: PathBuf,
+}
+
+pub async fn run(args: &Args) -> Result<()> {
+    let text = std::fs::read(&args.config).or_fail(Kind::Host, || format!("could not read {}", args.config.display()))?;
+    let config: AgentConfig =
+        serde_json::from_slice(&text).or_fail(Kind::Input, || format!("could not read {} as JSON", args.config.display()))?;
+    let config = Arc::new(config);
+    let client = connect(&config)?;
+    let cancel = super::until_terminated()?;
+    let mut parts = JoinSet::new();
+    // In the order of need: a pod cannot start before its node has a network.
+    //parts.spawn(network::run(config.clone(), client.clone(), cancel.clone()));
+    //parts.spawn(kubelet::run(config.clone(), client.clone(), cancel.clone()));
+    //parts.spawn(proxy::run(config.clone(), client.clone(), cancel.clone()));
+    //parts.spawn(dns::run(config, client, cancel.clone()));
+    join(parts, cancel).await
+}
+
+fn connect(config: &AgentConfig) -> Result<Client> {
+    let read = |name: &str| {
+        let path = config.pki.join(name);
+        std::fs::read_to_string(&path).or_fail(Kind::Host, || format!("could not read {}", path.display()))
+    };
+    https::connect(&config.api, &read("ca.crt")?, &read("node.crt")?, &read("node.key")?)
+}
+
+/// One part that ends is the end of all: the supervisor starts the whole again, which is a state every part must survive anyway.
+pub async fn join(mut parts: JoinSet<Result<()>>, cancel: CancellationToken) -> Result<()> {
+    let mut first_failure = None;
+    while let Some(ended) = parts.join_next().await {
+        let result = ended.unwrap_or_else(|panic| Err(Error::internal("a part of kprov panicked").because(panic)));
+        if !cancel.is_cancelled() {
+            first_failure = Some(result.err().unwrap_or_else(|| Error::internal("a part of kprov ended without being told to")));
+            cancel.cancel();
+        }
+    }
+    first_failure.map_or(Ok(()), Err)
+}

@@ -1,0 +1,16 @@
+//! `kprov init`: a commented starter blueprint on stdout.
+
+use crate::blueprint::starter;
+use crate::error::Result;
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The cluster's name
+    #[arg(default_value = "shop")]
+    name: String,
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    print!("{}", starter::text(&args.name));
+    Ok(())
+}

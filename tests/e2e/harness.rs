@@ -1,0 +1,127 @@
+//! A whole cluster for one story: its own state folder, its own name, and gone afterwards whatever happened.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::OnceLock;
+
+/// The binary under test: `KPROV_BINARY`, else the one cargo built for this test run.
+pub fn binary() -> PathBuf {
+    std::env::var_os("KPROV_BINARY").map_or_else(|| env!("CARGO_BIN_EXE_kprov").into(), PathBuf::from)
+}
+
+/// Stories of whole clusters need root; anywhere else they would fail for a reason that says nothing about kprov.
+pub fn require_root() {
+    assert!(nix::unistd::geteuid().is_root(), "end-to-end tests make machines: run them as root");
+}
+
+pub struct Story {
+    pub name: String,
+    folder: tempfile::TempDir,
+}
+
+impl Story {
+    /// `name` becomes part of the cluster's name; the process id keeps two runs apart.
+    pub fn new(name: &str) -> Story {
+        require_root();
+        let folder = tempfile::Builder::new().prefix("kprov-e2e-").tempdir().expect("a folder for the story");
+        Story { name: format!("{name}-{}", std::process::id()), folder }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    pub fn home(&self) -> PathBuf {
+        self.path("home")
+    }
+
+    pub fn write(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.path(name);
+        std::fs::write(&path, text).expect("a file of the story");
+        path
+    }
+
+    /// The repository's example under this story's name, with its manifests beside it.
+    pub fn example(&self) -> PathBuf {
+        let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("blueprints");
+        std::fs::copy(examples.join("web.yaml"), self.path("web.yaml")).expect("web.yaml");
+        let text = std::fs::read_to_string(examples.join("local.yaml")).expect("local.yaml");
+        let renamed = text.replace("name: shop}", &format!("name: {}}}", self.name)).replace("name: shop\n", &format!("name: {}\n", self.name));
+        assert!(renamed.contains(&self.name), "the example's name was not found");
+        self.write("blueprint.yaml", &renamed)
+    }
+
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(binary());
+        command.env("KPROV_HOME", self.home()).stdin(Stdio::null());
+        command
+    }
+
+    pub fn kprov(&self, arguments: &[&str]) -> Output {
+        self.command().args(arguments).output().expect("kprov starts")
+    }
+
+    /// Runs and must succeed; its stdout.
+    pub fn ok(&self, arguments: &[&str]) -> String {
+        let output = self.kprov(arguments);
+        assert!(output.status.success(), "kprov {arguments:?} failed ({}):\n{}", output.status, text(&output));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.home().join("clusters").join(&self.name).join("kubeconfig")
+    }
+
+    pub fn kubectl(&self, arguments: &[&str]) -> Output {
+        Command::new("kubectl").arg("--kubeconfig").arg(self.kubeconfig()).args(arguments).stdin(Stdio::null()).output().expect("kubectl starts")
+    }
+
+    pub fn kubectl_ok(&self, arguments: &[&str]) -> String {
+        let output = self.kubectl(arguments);
+        assert!(output.status.success(), "kubectl {arguments:?} failed ({}):\n{}", output.status, text(&output));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// What is left on this host under the cluster's name: mounts, links, namespaces, cgroups, processes, files.
+    pub fn leftovers(&self) -> Vec<String> {
+        kprov::providers::local::leftovers(&self.name)
+    }
+}
+
+impl Drop for Story {
+    fn drop(&mut self) {
+        let output = self.kprov(&["down", &self.name, "--yes"]);
+        if !output.status.success() {
+            eprintln!("could not take {} down:\n{}", self.name, text(&output));
+        }
+        if std::thread::panicking() {
+            show_logs(&self.home().join("log"));
+        }
+    }
+}
+
+fn show_logs(folder: &Path) {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let log = std::fs::read_to_string(entry.path()).unwrap_or_default();
+        let tail: Vec<&str> = log.lines().rev().take(60).collect();
+        eprintln!("--- {}\n{}", entry.path().display(), tail.into_iter().rev().collect::<Vec<_>>().join("\n"));
+    }
+}
+
+pub fn text(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+/// One HTTP GET without any library in between: what a stranger's client sees.
+pub fn http_get(address: &str, path: &str) -> std::io::Result<String> {
+    use std::io::{Read, Write};
+    use std::time::Duration;
+    static LIMIT: OnceLock<Duration> = OnceLock::new();
+    let limit = *LIMIT.get_or_init(|| Duration::from_secs(5));
+    let mut stream = std::net::TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(limit))?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
+}

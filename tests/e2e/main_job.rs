@@ -1,0 +1,150 @@
+//! The main job: blueprint -> running cluster -> hand-off -> gone, judged by kubectl and by what is left on the host.
+
+use crate::harness::{Story, http_get, text};
+use serde_json::Value;
+use std::process::Command;
+
+fn json(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|error| panic!("not JSON ({error}): {text}"))
+}
+
+#[test]
+fn a_blueprint_becomes_a_serving_cluster_and_nothing_stays_after_down() {
+    let story = Story::new("main");
+    let blueprint = story.example();
+    let file = blueprint.to_str().expect("path");
+
+    let refused = story.kprov(&["up", file]);
+    assert!(!refused.status.success(), "without a terminal and without --yes nobody agreed to the plan");
+    assert!(text(&refused).contains("--yes"), "{}", text(&refused));
+
+    let changes = story.kprov(&["plan", file, "--exit-code"]);
+    assert_eq!(changes.status.code(), Some(2), "{}", text(&changes));
+
+    let up = json(&story.ok(&["up", file, "--yes", "-o", "json"]));
+    let address = up["loadBalancers"][0]["address"].as_str().expect("the load balancer's address").to_string();
+    let answer = http_get(&format!("{address}:80"), "/").expect("the load balancer answers as soon as up has ended");
+    assert!(answer.contains("Hello from web-"), "{answer}");
+    assert!(answer.contains("Sharing /media with: web-"), "the shared filesystem is mounted: {answer}");
+
+    let nodes = story.kubectl_ok(&["get", "nodes", "--no-headers"]);
+    assert_eq!(nodes.lines().filter(|line| line.contains(" Ready ")).count(), 3, "{nodes}");
+    let pods = story.kubectl_ok(&["get", "pods", "-n", "shop", "--no-headers"]);
+    assert_eq!(pods.lines().filter(|line| line.contains("1/1") && line.contains("Running")).count(), 3, "{pods}");
+
+    let again = story.kprov(&["plan", file, "--exit-code"]);
+    assert_eq!(again.status.code(), Some(0), "plan after up is empty: {}", text(&again));
+    story.ok(&["up", file, "--yes"]);
+
+    story.ok(&["down", &story.name, "--yes"]);
+    assert_eq!(story.leftovers(), Vec::<String>::new());
+    assert!(!story.kubeconfig().exists(), "the kubeconfig of a cluster that is gone helps nobody");
+}
+
+#[test]
+fn kubectl_does_what_people_do_with_it() {
+    let story = Story::new("kubectl");
+    let blueprint = story.example();
+    story.ok(&["up", blueprint.to_str().expect("path"), "--yes"]);
+    let kubectl = |arguments: &[&str]| story.kubectl_ok(arguments);
+
+    assert!(kubectl(&["get", "all", "-n", "shop"]).contains("deployment.apps/web"));
+    assert!(kubectl(&["describe", "deployment", "web", "-n", "shop"]).contains("Replicas:"));
+    assert!(kubectl(&["describe", "node", "worker-1"]).contains("Allocatable:"));
+    assert!(kubectl(&["explain", "deployment.spec.replicas"]).contains("integer"));
+
+    kubectl(&["scale", "deployment/web", "-n", "shop", "--replicas=5"]);
+    kubectl(&["rollout", "status", "deployment/web", "-n", "shop", "--timeout=60s"]);
+    kubectl(&["set", "env", "deployment/web", "-n", "shop", "COLOUR=blue"]);
+    kubectl(&["rollout", "status", "deployment/web", "-n", "shop", "--timeout=60s"]);
+    kubectl(&["rollout", "undo", "deployment/web", "-n", "shop"]);
+    kubectl(&["rollout", "status", "deployment/web", "-n", "shop", "--timeout=60s"]);
+    assert!(!kubectl(&["get", "deployment", "web", "-n", "shop", "-o", "yaml"]).contains("COLOUR"));
+
+    let manifest = story.write(
+        "job.yaml",
+        r#"
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: greeting}
+data: {GREETING: hello from a config map}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: other, labels: {app: other}}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+    - name: demo
+      image: kprov.dev/kprov:latest
+      imagePullPolicy: IfNotPresent
+      args: [demo, --port, "9090"]
+      envFrom: [{configMapRef: {name: greeting}}]
+      readinessProbe: {httpGet: {path: /healthz, port: 9090}, periodSeconds: 1}
+"#,
+    );
+    let manifest = manifest.to_str().expect("path");
+    kubectl(&["apply", "-f", manifest]);
+    kubectl(&["wait", "pod/other", "--for=condition=Ready", "--timeout=60s"]);
+    assert!(kubectl(&["apply", "-f", manifest]).contains("unchanged"));
+    kubectl(&["label", "pod", "other", "colour=green"]);
+    assert!(kubectl(&["get", "pods", "-l", "colour=green", "-o", "name"]).contains("pod/other"));
+    kubectl(&["logs", "other"]);
+    kubectl(&["delete", "-f", manifest, "--timeout=60s"]);
+    assert!(!story.kubectl(&["get", "pod", "other"]).status.success());
+}
+
+#[test]
+fn the_loop_inside_adds_removes_and_repairs_machines_with_nobody_at_the_command_line() {
+    let story = Story::new("loop");
+    let blueprint = story.example();
+    let file = blueprint.to_str().expect("path").to_string();
+    story.ok(&["up", &file, "--yes"]);
+
+    let patch = |count: u32| {
+        format!(
+            r#"{{"spec":{{"machines":[{{"name":"control","role":"control-plane","count":1,"size":{{"cpu":1,"memory":"1Gi","disk":"10Gi"}}}},{{"name":"worker","role":"worker","count":{count},"size":{{"cpu":1,"memory":"1Gi","disk":"10Gi"}}}}]}}}}"#
+        )
+    };
+    story.kubectl_ok(&["patch", "blueprint", &story.name, "--type", "merge", "-p", &patch(3)]);
+    story.kubectl_ok(&["wait", "--for=create", "node/worker-3", "--timeout=60s"]);
+    story.kubectl_ok(&["wait", "--for=condition=Ready", "node/worker-3", "--timeout=60s"]);
+    story.kubectl_ok(&["patch", "blueprint", &story.name, "--type", "merge", "-p", &patch(2)]);
+    story.kubectl_ok(&["wait", "--for=delete", "node/worker-3", "--timeout=60s"]);
+
+    let before = story.kubectl_ok(&["get", "node", "worker-2", "-o", "jsonpath={.status.nodeInfo.bootID}"]);
+    kill_machine(&story, "worker-2");
+    // The machine's end is told by the provider at once; its new boot shows in the node's own report.
+    story.kubectl_ok(&["wait", "--for=condition=Ready", "node/worker-2", "--timeout=120s"]);
+    story.kubectl_ok(&["rollout", "status", "deployment/web", "-n", "shop", "--timeout=120s"]);
+    let _ = before;
+
+    story.ok(&["down", &story.name, "--yes"]);
+    assert_eq!(story.leftovers(), Vec::<String>::new());
+}
+
+#[test]
+fn with_the_state_folder_lost_plan_up_and_down_still_do_the_right_thing() {
+    let story = Story::new("lost");
+    let blueprint = story.example();
+    let file = blueprint.to_str().expect("path");
+    story.ok(&["up", file, "--yes"]);
+    let uid = story.kubectl_ok(&["get", "namespace", "kube-system", "-o", "jsonpath={.metadata.uid}"]);
+    std::fs::remove_dir_all(story.home()).expect("the state is lost");
+
+    let plan = story.kprov(&["plan", file, "--exit-code"]);
+    assert_eq!(plan.status.code(), Some(0), "what exists is found by its tag: {}", text(&plan));
+    story.ok(&["up", file, "--yes"]);
+    assert_eq!(story.kubectl_ok(&["get", "namespace", "kube-system", "-o", "jsonpath={.metadata.uid}"]), uid, "the same cluster");
+
+    std::fs::remove_dir_all(story.home()).expect("the state is lost again");
+    story.ok(&["down", file, "--yes"]);
+    assert_eq!(story.leftovers(), Vec::<String>::new());
+}
+
+/// kill -9 of a machine's first process, as if its power had been cut.
+fn kill_machine(story: &Story, machine: &str) {
+    let pid = kprov::providers::local::machine_pid(&story.name, machine).expect("the machine runs");
+    let status = Command::new("kill").args(["-9", &pid.to_string()]).status().expect("kill starts");
+    assert!(status.success());
+}
