@@ -6,18 +6,25 @@
 
 pub mod converge;
 pub mod event;
+pub mod handoff;
 pub mod journal;
 pub mod lint;
 pub mod plan;
-#[cfg(any(test, feature = "seeded-bugs"))]
-pub mod sim;
+#[cfg(test)]
+mod sim;
 
 use crate::error::Result;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fmt;
+use std::time::Duration;
+
+/// The two kinds the planner knows by name: `host/x` lives on `machine/x`, goes with it, and is made again with it.
+pub const MACHINE: &str = "machine";
+pub const HOST: &str = "host";
 
 /// A resource's logical id: stable over re-runs, unique in a cluster, written on everything we make. Prints as `machine/worker-1`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -73,7 +80,8 @@ pub struct Observed {
     /// Counts re-creations of the same logical id; part of the idempotency token.
     pub generation: u32,
     pub phase: Phase,
-    /// The spec as last applied, as far as the door can tell; fields a door cannot read back are left out and not compared.
+    /// The spec as last applied, as far as the door can tell; fields a door cannot read back are left out and not compared, at any
+    /// depth. A load balancer that still sends to a machine's former address leaves that machine out, and so gets an update.
     pub spec: Value,
     /// What others need to know of it: addresses, host keys, health. Shapes are documented at each door.
     pub outputs: Value,
@@ -108,6 +116,34 @@ pub enum Verb {
     Await,
 }
 
+impl fmt::Display for Verb {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Verb::Create => "create",
+            Verb::Update => "update",
+            Verb::Repair => "repair",
+            Verb::Delete => "delete",
+            Verb::Await => "await",
+        })
+    }
+}
+
+/// An action's name inside its plan. The handle tells two things of one logical id apart (a replacement, a duplicate).
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Key {
+    pub id: Id,
+    pub verb: Verb,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub handle: Option<String>,
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{} {}", self.verb, self.id)
+    }
+}
+
 /// One effect, as data: printed in the plan, executed, shown as progress, written to the journal and the log.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -115,15 +151,22 @@ pub struct Action {
     pub verb: Verb,
     pub id: Id,
     pub generation: u32,
-    /// The wish (empty object for Delete).
+    /// The wish. For Delete an empty object, but for a host `{"drain": bool}`: false when the whole cluster goes, and then the door
+    /// only stops the control plane's services (the fence before everything else goes) and leaves workers to their machines' end.
     pub spec: Value,
     /// The handle of what exists, for every verb but Create.
     pub handle: Option<String>,
-    /// Actions (by resource id) that must be finished first.
-    pub after: Vec<Id>,
-    /// Why: "not there", "size.memory: 1Gi -> 2Gi", "no longer in the blueprint".
+    /// Actions that must be finished first.
+    pub after: Vec<Key>,
+    /// Why: "not there", "memory: 1Gi -> 2Gi", "no longer in the blueprint".
     pub reason: String,
     pub summary: String,
+}
+
+impl Action {
+    pub fn key(&self) -> Key {
+        Key { id: self.id.clone(), verb: self.verb, handle: self.handle.clone() }
+    }
 }
 
 /// The outputs of what exists when an action starts, by logical id: how an action refers to things made a moment ago.
@@ -139,8 +182,34 @@ pub struct Request {
     pub handle: Option<String>,
     /// From (cluster uid, id, generation); at most 64 ASCII characters.
     pub token: String,
+    /// The writer's epoch. Renderers leave 0; the engine sets it at each sending, so a replay by a later writer carries the later
+    /// epoch while everything else stays byte for byte. A receiver that keeps epochs refuses a lower one with `Kind::Conflict`.
+    #[serde(default)]
+    pub epoch: u64,
     /// Never holds a secret: it is written to the journal.
     pub body: Value,
+}
+
+impl Request {
+    /// The request for `action` with the door's own `body`; what most renderers end with.
+    pub fn of(cluster: &Cluster, action: &Action, body: Value) -> Self {
+        Request {
+            verb: action.verb,
+            id: action.id.clone(),
+            generation: action.generation,
+            handle: action.handle.clone(),
+            token: token(&cluster.uid, &action.id, action.generation),
+            epoch: 0,
+            body,
+        }
+    }
+}
+
+/// The idempotency token: the same for every try of one generation, another for the next (clouds refuse the token of a machine that
+/// is gone). 48 hexadecimal characters: below EC2's limit of 64.
+pub fn token(cluster_uid: &str, id: &Id, generation: u32) -> String {
+    let digest = Sha256::digest(format!("{cluster_uid}\n{id}\n{generation}"));
+    hex::encode(&digest[..24])
 }
 
 /// How far an action is, for people: one short line, replaced by the next.
@@ -152,14 +221,22 @@ pub trait Door: Send + Sync {
     /// The kinds of resource behind this door. No two doors share one.
     fn kinds(&self) -> &'static [&'static str];
 
-    /// Everything of this cluster behind the door, found by our tag alone. `known` is what doors asked earlier have seen (a door is
-    /// asked after those whose kinds its own resources need).
+    /// For how long after an effect a read may still not show it. Zero for a receiver that reads what it wrote; inside this window
+    /// "not found" means "not yet".
+    fn settle(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    /// Everything of this cluster behind the door, found by our tag alone. `known` is what doors asked earlier have seen (the engine
+    /// asks doors in the order they are given: a door comes after those whose kinds its own resources need).
     async fn observe(&self, known: &[Observed]) -> Result<Vec<Observed>>;
 
-    /// Pure: what would be sent for this action.
+    /// Pure: what would be sent for this action. The engine journals it before it sends it.
     fn render(&self, action: &Action, inputs: &Inputs) -> Result<Request>;
 
-    /// Sends it, and returns when the resource is ready (or gone, for Delete). The same request twice has the effect of one.
-    /// Errors of kind `Transient` may be tried again with the same request; all others are final for this run.
+    /// Sends it, and returns when the resource is ready (or gone, for Delete, and then also when it was gone already). The same
+    /// request twice has the effect of one. A Create answers `None` when its token once made something that is gone again: the engine
+    /// goes on to the next generation. Errors of kind `Transient` may be tried again with the same request; `Conflict` means a newer
+    /// writer; all others are final for this run. The future may be dropped at any await (crash, deadline): the next run sends again.
     async fn execute(&self, request: &Request, progress: Progress<'_>) -> Result<Option<Observed>>;
 }

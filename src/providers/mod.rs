@@ -6,6 +6,7 @@ pub mod local;
 pub mod resources;
 
 use crate::blueprint::Blueprint;
+use crate::engine::handoff::EpochStore;
 use crate::engine::{Cluster, Door, Resource};
 use crate::error::Result;
 use async_trait::async_trait;
@@ -25,6 +26,9 @@ pub trait Provider: Door {
 
     /// Credentials, quota, names, sizes, host abilities: everything that can be known before the first create. All problems at once.
     async fn check(&self, resources: &[Resource]) -> Result<()>;
+
+    /// Where the writer's epoch of this cluster is kept.
+    fn epochs(&self) -> &dyn EpochStore;
 
     /// What the loop inside the cluster needs to act as this provider, written 0600 to the control plane (secret).
     async fn loop_credentials(&self) -> Result<serde_json::Value>;

@@ -1,1 +1,0 @@
-//! Desired and observed -> plan. Pure.
