@@ -3,6 +3,8 @@
 pub mod defaults;
 pub mod discovery;
 pub mod fields;
+pub mod json;
+pub mod merge_keys;
 pub mod openapi;
 pub mod patch;
 pub mod registry;
@@ -12,5 +14,5 @@ pub mod strategy;
 pub mod table;
 pub mod validation;
 
+pub use super::status::Cause;
 pub use registry::{KindRow, Registry, Subresource};
-pub use validation::Cause;
