@@ -10,11 +10,11 @@
 //pub mod door;
 pub mod facts;
 pub mod frame;
-//pub mod host;
+pub mod host;
 //pub mod image;
 //pub mod install;
 pub mod plan;
-//pub mod remote;
+pub mod remote;
 pub mod spec;
 pub mod template;
 pub mod trust;

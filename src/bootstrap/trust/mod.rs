@@ -165,7 +165,7 @@ impl Trust {
 const CLUSTER_FILE: &str = "trust.json";
 
 /// The names that `kprov server` expects (orchestrator/config.rs), and ours beside them.
-const FILES: [&str; 10] =
+pub const FILES: [&str; 10] =
     ["ca.crt", "ca.key", "sa.key", "sa.pub", "encryption.key", "admin.crt", "admin.key", "ssh.key", "ssh.pub", CLUSTER_FILE];
 
 #[cfg(test)]

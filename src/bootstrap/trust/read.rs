@@ -59,6 +59,13 @@ pub fn still_good(kept: &str, offered: &str, now: SystemTime) -> bool {
     }
 }
 
+/// Is this private key the certificate's?
+pub fn key_fits(certificate: &str, key: &str) -> bool {
+    let held = rcgen::KeyPair::from_pem(key).map(|key| key.public_key_raw().to_vec());
+    let named = with(certificate, |certificate| certificate.public_key().subject_public_key.data.to_vec());
+    matches!((held, named), (Ok(held), Ok(named)) if held == named)
+}
+
 fn with<T>(pem: &str, read: impl FnOnce(&X509Certificate<'_>) -> T) -> Result<T> {
     let failed = || "could not read a certificate";
     let (_, pem) = parse_x509_pem(pem.as_bytes()).map_err(|error| Error::host(failed()).because(error))?;

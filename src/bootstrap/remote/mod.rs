@@ -1,0 +1,213 @@
+//! The SSH door: one multiplexed connection per machine through the host's own `ssh`, strict host keys, constant remote commands.
+
+pub mod config;
+pub mod failure;
+mod folder;
+
+pub use config::Target;
+
+use super::trust::ssh_key::SshKey;
+use crate::error::{Context, Error, Kind, Result};
+use config::Targets;
+use failure::Class;
+use folder::Folder;
+use openssh::{ControlPersist, KnownHosts, Session, SessionBuilder, Stdio};
+use std::collections::HashMap;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::process::Output;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::io::AsyncWriteExt;
+use tokio::sync::{Mutex, Semaphore};
+
+/// A default sshd drops handshakes beyond ten at once, and one host's CPU does some hundred a second: more at once help nobody.
+const HANDSHAKES: usize = 32;
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// For keys that appear just after sshd did.
+const DENIED_GRACE: Duration = Duration::from_secs(20);
+/// A connection that nobody uses goes by itself, also when this process was killed.
+const IDLE_SECONDS: usize = 60;
+
+/// Connections of one cluster. Cheap to clone.
+#[derive(Clone)]
+pub struct Ssh(Arc<Inner>);
+
+struct Inner {
+    /// One lock per machine: two tasks never shake hands with the same one at once. Dropped before the folder with their sockets.
+    connections: parking_lot::Mutex<HashMap<String, Slot>>,
+    folder: Folder,
+    targets: parking_lot::Mutex<Targets>,
+    handshakes: Semaphore,
+}
+
+type Slot = Arc<Mutex<Option<(Target, Connection)>>>;
+
+/// An open connection. Clones share it.
+#[derive(Clone)]
+pub struct Connection {
+    session: Arc<Session>,
+    pub machine: String,
+    /// How long a packet takes to the machine and back.
+    pub round_trip: Duration,
+}
+
+impl Ssh {
+    /// `state` is the cluster's folder on this host: sockets and the key's file live below it (or, where a unix socket's path would
+    /// get too long, in a private folder below the temporary one) for as long as this process.
+    pub fn open(state: &Path, key: &SshKey) -> Result<Ssh> {
+        let folder = Folder::make(state)?;
+        folder.write("key", key.private.as_bytes())?;
+        Ok(Ssh(Arc::new(Inner {
+            folder,
+            targets: Default::default(),
+            connections: Default::default(),
+            handshakes: Semaphore::new(HANDSHAKES),
+        })))
+    }
+
+    /// For `ssh -F <this> <machine>`; valid while this value lives. The target must be known first ([`Ssh::know`]).
+    pub fn config_file(&self) -> PathBuf {
+        self.0.folder.path().join("config")
+    }
+
+    /// Takes the machine's address and host keys into ssh's files; what was known of it before is forgotten.
+    pub fn know(&self, target: &Target) -> Result<()> {
+        let mut targets = self.0.targets.lock();
+        if targets.get(&target.machine) == Some(target) {
+            return Ok(());
+        }
+        targets.insert(target.machine.clone(), target.clone());
+        self.0.folder.write("known_hosts", config::known_hosts(targets.values()).as_bytes())?;
+        self.0.folder.write("config", config::ssh_config(self.0.folder.path(), targets.values()).as_bytes())
+    }
+
+    /// The open connection to the machine, or a new one as soon as its sshd answers, within `patience`.
+    pub async fn connect(&self, target: &Target, patience: Duration) -> Result<Connection> {
+        let slot = self.0.connections.lock().entry(target.machine.clone()).or_default().clone();
+        let mut slot = slot.lock().await;
+        if let Some((known, connection)) = slot.take()
+            && known == *target
+            && connection.session.check().await.is_ok()
+        {
+            *slot = Some((known, connection.clone()));
+            return Ok(connection);
+        }
+        self.know(target)?;
+        let connection = self.knock(target, patience).await?;
+        *slot = Some((target.clone(), connection.clone()));
+        Ok(connection)
+    }
+
+    /// Tries until sshd lets us in. A plain TCP connect goes first: it costs a packet, an ssh process a hundredth of a second.
+    async fn knock(&self, target: &Target, patience: Duration) -> Result<Connection> {
+        let start = Instant::now();
+        let mut pause = FIRST_PAUSE;
+        let mut denied_since = None;
+        loop {
+            let (class, text) = match self.try_once(target, patience.saturating_sub(start.elapsed())).await {
+                Ok(connection) => return Ok(connection),
+                Err(failure) => failure,
+            };
+            let denied = class.may_pass_shortly().then(|| *denied_since.get_or_insert_with(Instant::now));
+            let hopeful = class.may_pass() || denied.is_some_and(|since| since.elapsed() < DENIED_GRACE);
+            if !hopeful || start.elapsed() + pause >= patience {
+                tracing::debug!(machine = target.machine, ?class, text, "ssh failed");
+                return Err(failure::explain(class, target, &text));
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    async fn try_once(&self, target: &Target, patience: Duration) -> Result<Connection, (Class, String)> {
+        let round_trip = reach(target, patience).await.map_err(|text| (failure::classify(&text), text))?;
+        let _permit = self.0.handshakes.acquire().await.expect("the semaphore is never closed");
+        let mut builder = SessionBuilder::default();
+        builder
+            .known_hosts_check(KnownHosts::Strict)
+            .config_file(self.config_file())
+            .control_directory(self.0.folder.path())
+            .control_persist(ControlPersist::IdleFor(NonZeroUsize::new(IDLE_SECONDS).expect("not zero")));
+        match builder.connect(&target.machine).await {
+            Ok(session) => Ok(Connection { session: Arc::new(session), machine: target.machine.clone(), round_trip }),
+            Err(openssh::Error::Connect(error)) => {
+                let text = error.to_string();
+                Err((failure::classify(&text), text))
+            }
+            Err(error) => Err((Class::Other, chain(&error))),
+        }
+    }
+
+    /// Forgets the connection to a machine, e.g. after it broke.
+    pub fn forget(&self, machine: &str) {
+        self.0.connections.lock().remove(machine);
+    }
+}
+
+/// Somebody listens at the machine's SSH port.
+async fn reach(target: &Target, patience: Duration) -> Result<Duration, String> {
+    let limit = patience.min(Duration::from_secs(u64::from(config::CONNECT_SECONDS)));
+    let start = Instant::now();
+    match tokio::time::timeout(limit, tokio::net::TcpStream::connect((target.address.as_str(), target.ssh_port))).await {
+        Ok(Ok(_)) => Ok(start.elapsed()),
+        Ok(Err(error)) if error.kind() == std::io::ErrorKind::ConnectionRefused => Err("Connection refused".into()),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err("Connection timed out".into()),
+    }
+}
+
+impl Connection {
+    /// Runs constant text with `sh`; `input` becomes its stdin.
+    pub async fn shell(&self, script: &'static str, input: &[u8]) -> Result<Output> {
+        let mut child = self.spawn(&["sh", "-c", script]).await?;
+        let mut stdin = child.stdin().take().expect("stdin is piped");
+        let feed = async move {
+            let outcome = stdin.write_all(input).await;
+            drop(stdin);
+            outcome
+        };
+        let (fed, output) = tokio::join!(feed, child.wait_with_output());
+        let output = output.map_err(|error| self.broken(error))?;
+        match fed {
+            // A script that ended early has its own reason.
+            Err(error) if output.status.success() => Err(self.broken(error)),
+            _ => Ok(output),
+        }
+    }
+
+    /// A constant command with all its pipes open.
+    pub async fn spawn(&self, argv: &[&'static str]) -> Result<openssh::Child<Arc<Session>>> {
+        let mut command = self.session.clone().arc_command(argv[0]);
+        command.args(&argv[1..]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.spawn().await.map_err(|error| self.broken(error))
+    }
+
+    /// What went wrong with the connection itself: worth another try.
+    pub fn broken(&self, error: impl std::error::Error + Send + Sync + 'static) -> Error {
+        Error::transient(format!("could not go on with {}: the SSH connection broke", self.machine)).because(error)
+    }
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+/// The output of a command that has to succeed.
+pub fn success(machine: &str, what: &str, output: Output) -> Result<String> {
+    let failed = || format!("could not {what} {machine}");
+    if !output.status.success() {
+        let words = String::from_utf8_lossy(&output.stderr).trim().to_string();
+        // 255 is ssh's own; 9 is the upload's "damaged on the way".
+        let kind = if matches!(output.status.code(), Some(255 | 9) | None) { Kind::Transient } else { Kind::Host };
+        return Err(Error::new(kind, failed()).because(format!("{words} ({})", output.status)));
+    }
+    String::from_utf8(output.stdout).or_fail(Kind::Host, failed)
+}
