@@ -7,12 +7,11 @@
 //! install the three conversations with one machine      door   all of it as the engine's door of kind `host`
 //! ```
 
-//pub mod door;
+pub mod door;
 pub mod facts;
 pub mod frame;
 pub mod host;
-//pub mod image;
-//pub mod install;
+pub mod install;
 pub mod plan;
 pub mod remote;
 pub mod spec;
