@@ -100,14 +100,7 @@ impl Door for HostDoor {
 
     fn render(&self, action: &Action, inputs: &Inputs) -> Result<Request> {
         let body = if action.verb == Verb::Delete { json!({"nodeName": action.id.name}) } else { install_body(action, inputs)? };
-        Ok(Request {
-            verb: action.verb,
-            id: action.id.clone(),
-            generation: action.generation,
-            handle: action.handle.clone(),
-            token: token(&self.cluster, action),
-            body,
-        })
+        Ok(Request::of(&self.cluster, action, body))
     }
 
     async fn execute(&self, request: &Request, progress: Progress<'_>) -> Result<Option<Observed>> {
@@ -141,12 +134,6 @@ fn install_body(action: &Action, inputs: &Inputs) -> Result<Value> {
     let target = Target::of(inputs.get(&machine).ok_or_else(|| Error::internal(format!("{}: its machine is not there", failed())))?)?;
     let body = Body { wish, target, inputs: inputs.values().cloned().collect() };
     serde_json::to_value(body).or_fail(Kind::Internal, failed)
-}
-
-/// Installing twice has the effect of once by nature; the token names the intent in the journal.
-fn token(cluster: &Cluster, action: &Action) -> String {
-    let text = format!("{}/{}/{}/{:?}", cluster.uid, action.id, action.generation, action.verb);
-    crate::sys::executable::sha256(text.as_bytes())[..32].to_string()
 }
 
 fn observed(target: &Target, marker: &Marker, phase: Phase) -> Observed {

@@ -50,6 +50,9 @@ pub fn main() -> ExitCode {
     if first.as_deref() == Some("pause".as_ref()) {
         return pause::run();
     }
+    if first.as_deref() == Some("host".as_ref()) {
+        return crate::bootstrap::host::main();
+    }
     let cli = Cli::parse();
     match run(cli.command) {
         Ok(code) => code,

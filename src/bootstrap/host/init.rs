@@ -4,7 +4,6 @@ use super::{disk, machine};
 use crate::bootstrap::spec::{Ready, Service};
 use crate::bootstrap::template;
 use crate::error::{Context, Error, Kind, Result};
-use crate::supervisor::{self, client};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -31,10 +30,7 @@ impl Init {
     pub fn ensure(self, service: &Service, revision: &str) -> Result<bool> {
         match self {
             Init::Systemd => ensure_unit(service, revision),
-            Init::Supervisor => {
-                client::ensure_supervisor()?;
-                client::ensure(&supervised(service, revision))
-            }
+            Init::Supervisor => Err(no_supervisor()),
         }
     }
 
@@ -56,7 +52,7 @@ impl Init {
     fn log_hint(self, name: &str) -> String {
         match self {
             Init::Systemd => format!("on the machine: journalctl -u {name}"),
-            Init::Supervisor => format!("its log on the machine: {}/{name}.log", supervisor::LOGS),
+            Init::Supervisor => format!("its log on the machine: /var/log/kprov/{name}.log"),
         }
     }
 
@@ -67,10 +63,7 @@ impl Init {
                 let active = |name: &&String| systemctl(&["is-active", "--quiet", name]).status().is_ok_and(|status| status.success());
                 names.iter().filter(active).cloned().collect()
             }
-            Init::Supervisor => {
-                let running = client::status().unwrap_or_default().into_iter().filter(|status| status.state == supervisor::State::Running);
-                running.map(|status| status.name).filter(|name| names.contains(name)).collect()
-            }
+            Init::Supervisor => Vec::new(),
         }
     }
 
@@ -86,7 +79,6 @@ impl Init {
                 std::fs::remove_file(&unit).or_fail(Kind::Host, || format!("could not remove {}", unit.display()))?;
                 machine::run(&mut systemctl(&["daemon-reload"]), "could not reload systemd").map(drop)
             }
-            Init::Supervisor if client::is_running() => client::remove(name).map(drop),
             Init::Supervisor => Ok(()),
         }
     }
@@ -137,13 +129,6 @@ fn unit_path(name: &str) -> PathBuf {
     PathBuf::from("/etc/systemd/system").join(format!("{name}.service"))
 }
 
-fn supervised(service: &Service, revision: &str) -> supervisor::Service {
-    let argv: Vec<_> = service.argv.iter().map(String::as_str).collect();
-    let mut supervised = supervisor::Service::new(&service.name, &argv);
-    supervised.env = service.env.clone();
-    supervised.after = service.after.clone();
-    supervised.revision = revision.to_string();
-    // Pods are killed before what looks after them.
-    supervised.oom_score_adj = Some(-900);
-    supervised
+fn no_supervisor() -> Error {
+    Error::host("could not start services: systemd is not process 1 of this machine")
 }

@@ -13,7 +13,7 @@ use super::frame::{self, Order, Report, Step};
 use super::spec::{self, HostSpec, MARKER, Marker, Service};
 use super::trust;
 use crate::error::{Context, Error, Kind, Result};
-use crate::sys::files::{Lock, write_atomic};
+use crate::sys::files::Lock;
 use crate::sys::paths;
 use init::Init;
 use parking_lot::Mutex;
