@@ -1,1 +1,117 @@
-//! Services as nftables rules: the table is pure, the write at the edge.
+//! Services as nftables rules of this node: from the API's objects to the kernel, with nothing in between to fall over.
+//!
+//! Written in atomic transactions by `nft -f -`; only what changed, except at the start and after a failure. While the API is away,
+//! and while the agent is down, the rules in the kernel go on serving.
+
+pub mod endpoints;
+pub mod ruleset;
+#[cfg(test)]
+mod tests;
+
+use super::client::backoff::Backoff;
+use super::client::informer::Informer;
+use super::client::{Client, Selector};
+use super::config::AgentConfig;
+use crate::error::{Context, Error, Kind, Result};
+use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use ruleset::{Network, Ruleset};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::AsyncWriteExt;
+use tokio_util::sync::CancellationToken;
+
+/// A roll-out changes many slices at once; one transaction takes them together.
+const SETTLE: Duration = Duration::from_millis(5);
+/// 10,000 services take two seconds; ten times that is a hung program.
+const NFT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Keeps the node's rules until cancelled. A rule set that the kernel refuses is tried again; it never ends the agent.
+pub async fn run(config: Arc<AgentConfig>, client: Client, cancel: CancellationToken) -> Result<()> {
+    let services = Informer::<Service>::start(client.clone(), Selector::all(), &cancel);
+    let slices = Informer::<EndpointSlice>::start(client, Selector::all(), &cancel);
+    run_with(config, services, slices, cancel).await
+}
+
+/// The same with informers that the agent has already.
+pub async fn run_with(
+    config: Arc<AgentConfig>,
+    services: Informer<Service>,
+    slices: Informer<EndpointSlice>,
+    cancel: CancellationToken,
+) -> Result<()> {
+    let network = Network { pods: config.pod_cidr, services: config.service_cidr, dns: config.dns_address, node: config.address };
+    let table = || {
+        let ports = endpoints::ports(&services.list(), &slices.list(), &config.node_name, config.dns_address);
+        ruleset::ruleset(&ports, &network)
+    };
+    // Rules from half of the objects would cut off services that are well.
+    tokio::select! {
+        _ = cancel.cancelled() => return Ok(()),
+        _ = async { services.synced().await; slices.synced().await } => {}
+    }
+    let (mut services_changed, mut slices_changed) = (services.changed(), slices.changed());
+    let mut backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(30), 0);
+    let mut written: Option<Ruleset> = None;
+    let mut retry: Option<Duration> = None;
+    loop {
+        tokio::select! {
+            _ = cancel.cancelled() => return Ok(()),
+            _ = services_changed.wait() => tokio::time::sleep(SETTLE).await,
+            _ = slices_changed.wait() => tokio::time::sleep(SETTLE).await,
+            _ = tokio::time::sleep(retry.unwrap_or_default()), if retry.is_some() => {}
+        }
+        let wanted = table();
+        match write(written.as_ref(), &wanted, &network).await {
+            Ok(()) => {
+                written = Some(wanted);
+                retry = None;
+                backoff.reset();
+            }
+            Err(error) => {
+                // Whatever stands there now is unknown: the next try writes the whole table.
+                written = None;
+                retry = Some(backoff.next_delay());
+                tracing::warn!(error = %error.chain(), "services are not in the kernel yet");
+            }
+        }
+    }
+}
+
+/// Brings the kernel from `held` (unknown when `None`) to `wanted`.
+async fn write(held: Option<&Ruleset>, wanted: &Ruleset, network: &Network) -> Result<()> {
+    match held {
+        None => nft(&wanted.replace(network)).await,
+        Some(held) => match held.update(wanted) {
+            Some(script) => nft(&script).await,
+            None => Ok(()),
+        },
+    }
+}
+
+/// Runs one script as one transaction.
+async fn nft(script: &str) -> Result<()> {
+    let mut command = tokio::process::Command::new("nft");
+    command.args(["-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
+    let mut child = command
+        .spawn()
+        .or_fail(Kind::Host, || "could not start nft")
+        .map_err(|error| error.hint("install nftables (Debian: apt-get install nftables)"))?;
+    let mut stdin = child.stdin.take().expect("stdin was asked for above");
+    let run = async {
+        // A broken pipe means that nft gave up early; its own words say why.
+        let _ = stdin.write_all(script.as_bytes()).await;
+        drop(stdin);
+        child.wait_with_output().await
+    };
+    let output = tokio::time::timeout(NFT_TIMEOUT, run)
+        .await
+        .map_err(|_| Error::timeout("could not write the services' rules: nft did not finish"))?
+        .or_fail(Kind::Host, || "could not run nft")?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let words: String = String::from_utf8_lossy(&output.stderr).chars().take(2000).collect();
+    Err(Error::host("could not write the services' rules").because(words))
+}
