@@ -31,8 +31,7 @@ impl Key {
         Key { namespace: namespace.into(), name: name.into() }
     }
     pub fn of(object: &impl Object) -> Self {
-        let meta = object.meta();
-        Key { namespace: meta.namespace.clone().unwrap_or_default(), name: meta.name.clone().unwrap_or_default() }
+        Key::new(object.namespace(), object.name())
     }
 }
 
@@ -107,6 +106,13 @@ impl<K: Kind> Informer<K> {
     /// One namespace only.
     pub fn start_in(client: Client, namespace: &str, selector: Selector, cancel: &CancellationToken) -> Self {
         Self::start_at(client, path::<K>(namespace, "", ""), selector, cancel)
+    }
+}
+
+impl<K: Kind> Informer<super::WithRaw<K>> {
+    /// Keeps the JSON beside the types.
+    pub fn start_raw(client: Client, selector: Selector, cancel: &CancellationToken) -> Self {
+        Self::start_at(client, path::<K>("", "", ""), selector, cancel)
     }
 }
 

@@ -23,7 +23,7 @@ use http::{Method, Request, Response, header};
 use http_body_util::BodyExt;
 use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::Body as _;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use k8s_openapi::{ClusterResourceScope, Metadata, NamespaceResourceScope, Resource, ResourceScope};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -45,6 +45,36 @@ pub trait Transport: Send + Sync {
 /// Anything with Kubernetes metadata that JSON decodes into: what an informer can hold.
 pub trait Object: DeserializeOwned + Send + Sync + 'static {
     fn meta(&self) -> &ObjectMeta;
+
+    fn name(&self) -> &str {
+        self.meta().name.as_deref().unwrap_or_default()
+    }
+    /// Empty for cluster-scoped kinds.
+    fn namespace(&self) -> &str {
+        self.meta().namespace.as_deref().unwrap_or_default()
+    }
+    fn uid(&self) -> &str {
+        self.meta().uid.as_deref().unwrap_or_default()
+    }
+    fn version(&self) -> &str {
+        self.meta().resource_version.as_deref().unwrap_or_default()
+    }
+    fn deleting(&self) -> bool {
+        self.meta().deletion_timestamp.is_some()
+    }
+    fn label(&self, key: &str) -> Option<&str> {
+        self.meta().labels.as_ref()?.get(key).map(String::as_str)
+    }
+    fn annotation(&self, key: &str) -> Option<&str> {
+        self.meta().annotations.as_ref()?.get(key).map(String::as_str)
+    }
+    fn has_finalizer(&self, name: &str) -> bool {
+        self.meta().finalizers.iter().flatten().any(|held| held == name)
+    }
+    /// The one owner that manages this object.
+    fn controller(&self) -> Option<&OwnerReference> {
+        self.meta().owner_references.iter().flatten().find(|owner| owner.controller == Some(true))
+    }
 }
 impl<K: Metadata<Ty = ObjectMeta> + DeserializeOwned + Send + Sync + 'static> Object for K {
     fn meta(&self) -> &ObjectMeta {
@@ -61,6 +91,35 @@ pub struct Partial {
 impl Object for Partial {
     fn meta(&self) -> &ObjectMeta {
         &self.metadata
+    }
+}
+
+/// A typed object and the JSON it came from: for kinds whose parts are copied on (pod templates), so that no field is lost.
+pub struct WithRaw<K> {
+    pub typed: K,
+    raw: Box<serde_json::value::RawValue>,
+}
+impl<K> WithRaw<K> {
+    pub fn value(&self) -> Value {
+        serde_json::from_str(self.raw.get()).expect("it was read from this JSON")
+    }
+}
+impl<K> std::ops::Deref for WithRaw<K> {
+    type Target = K;
+    fn deref(&self) -> &K {
+        &self.typed
+    }
+}
+impl<'de, K: DeserializeOwned> Deserialize<'de> for WithRaw<K> {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let raw = Box::<serde_json::value::RawValue>::deserialize(deserializer)?;
+        let typed = serde_json::from_str(raw.get()).map_err(serde::de::Error::custom)?;
+        Ok(WithRaw { typed, raw })
+    }
+}
+impl<K: Kind> Object for WithRaw<K> {
+    fn meta(&self) -> &ObjectMeta {
+        self.typed.metadata()
     }
 }
 

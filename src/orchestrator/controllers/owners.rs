@@ -1,0 +1,55 @@
+//! Who manages what: owner references, adoption of orphans and release of strangers.
+
+use super::write::Write;
+use crate::orchestrator::client::{Kind, Object};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use serde_json::{Value, json};
+use std::sync::Arc;
+
+/// The reference a controller puts on what it makes.
+pub fn reference<K: Kind>(owner: &impl Object) -> Value {
+    json!({
+        "apiVersion": K::API_VERSION, "kind": K::KIND, "name": owner.name(), "uid": owner.uid(),
+        "controller": true, "blockOwnerDeletion": true,
+    })
+}
+
+/// The value of the `controller` index: the uid of what manages an object.
+pub fn controller_uid(object: &impl Object) -> Vec<String> {
+    object.controller().map(|owner| owner.uid.clone()).into_iter().collect()
+}
+
+pub struct Claim<D> {
+    /// Managed by this owner and wanted.
+    pub mine: Vec<Arc<D>>,
+    /// Would be managed, once these are written.
+    pub adopt: Vec<Arc<D>>,
+    pub release: Vec<Arc<D>>,
+}
+
+/// Sorts candidates as upstream's ControllerRefManager does. Nothing is adopted by an owner on its way out, nor while on its own way out.
+pub fn claim<D: Object>(owner: &impl Object, candidates: impl IntoIterator<Item = Arc<D>>, matches: impl Fn(&D) -> bool) -> Claim<D> {
+    let mut claim = Claim { mine: Vec::new(), adopt: Vec::new(), release: Vec::new() };
+    for candidate in candidates {
+        match candidate.controller() {
+            Some(manager) if manager.uid != owner.uid() => {}
+            Some(_) if matches(&candidate) => claim.mine.push(candidate),
+            Some(_) if owner.deleting() || candidate.deleting() => {}
+            Some(_) => claim.release.push(candidate),
+            None if owner.deleting() || candidate.deleting() || !matches(&candidate) => {}
+            None => claim.adopt.push(candidate),
+        }
+    }
+    claim
+}
+
+pub fn adopt<O: Kind, D: Kind>(owner: &impl Object, dependent: &impl Object) -> Write {
+    let mut references: Vec<Value> = dependent.meta().owner_references.iter().flatten().map(|held| json!(held)).collect();
+    references.push(reference::<O>(owner));
+    Write::merge_at::<D>(dependent, "", json!({"metadata": {"uid": dependent.uid(), "ownerReferences": references}}))
+}
+
+pub fn release<D: Kind>(owner: &impl Object, dependent: &impl Object) -> Write {
+    let keep: Vec<&OwnerReference> = dependent.meta().owner_references.iter().flatten().filter(|held| held.uid != owner.uid()).collect();
+    Write::merge_at::<D>(dependent, "", json!({"metadata": {"uid": dependent.uid(), "ownerReferences": keep}}))
+}

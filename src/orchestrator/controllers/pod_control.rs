@@ -1,0 +1,137 @@
+//! Makes and deletes pods for an owner, keeping count of what is not yet seen.
+
+use super::expectations::Expectations;
+use super::owners;
+use crate::orchestrator::client::events::{Recorder, Subject};
+use crate::orchestrator::client::{Change, Client, Delete, Failure, Kind, Object};
+use futures::future::join_all;
+use k8s_openapi::Resource;
+use k8s_openapi::api::core::v1::Pod;
+use serde_json::{Value, json};
+use std::sync::Arc;
+
+/// A pod as the template says, managed by `owner`, named `<prefix><random>`.
+pub fn from_template<O: Kind>(owner: &impl Object, template: &Value) -> Value {
+    let mut metadata = json!({"generateName": format!("{}-", owner.name()), "ownerReferences": [owners::reference::<O>(owner)]});
+    for field in ["labels", "annotations", "finalizers"] {
+        if let Some(value) = template["metadata"].get(field) {
+            metadata[field] = value.clone();
+        }
+    }
+    json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]})
+}
+
+/// What went wrong, for the owner's ReplicaFailure condition.
+pub struct Trouble {
+    pub reason: &'static str,
+    pub failure: Failure,
+}
+
+#[derive(Clone)]
+pub struct PodControl {
+    pub client: Client,
+    pub recorder: Recorder,
+    pub expectations: Expectations,
+}
+
+/// Pods asked for at once per owner and turn: upstream's burst.
+pub const BURST: usize = 500;
+
+impl PodControl {
+    /// In batches of 1, 2, 4, ...: a template that the API refuses costs one request, not hundreds.
+    pub async fn create<O: Kind>(&self, owner: &impl Object, subject: &Subject, bodies: Vec<Value>) -> Result<(), Trouble> {
+        let mut left = &bodies[..];
+        let mut size = 1;
+        self.expectations.expect_creates(owner.uid(), left.len());
+        while !left.is_empty() {
+            let (batch, rest) = left.split_at(size.min(left.len()));
+            let outcomes = join_all(batch.iter().map(|body| self.client.create::<Pod>(owner.namespace(), body))).await;
+            let mut trouble = None;
+            for outcome in outcomes {
+                match outcome {
+                    Ok(pod) => self.recorder.normal(subject.clone(), "SuccessfulCreate", format!("Created pod: {}", pod.name())),
+                    Err(failure) => {
+                        self.expectations.created(owner.uid(), 1);
+                        trouble = Some(failure);
+                    }
+                }
+            }
+            if let Some(failure) = trouble {
+                self.expectations.created(owner.uid(), rest.len());
+                // The namespace goes away, and with it the owner.
+                if failure.is_terminating() {
+                    return Ok(());
+                }
+                self.recorder.warning(subject.clone(), "FailedCreate", format!("Error creating: {failure}"));
+                return Err(Trouble { reason: "FailedCreate", failure });
+            }
+            left = rest;
+            size *= 2;
+        }
+        Ok(())
+    }
+
+    pub async fn delete<O: Kind>(&self, owner: &impl Object, subject: &Subject, pods: &[Arc<Pod>]) -> Result<(), Trouble> {
+        for pod in pods {
+            self.expectations.expect_delete(owner.uid(), pod.uid());
+        }
+        let outcomes = join_all(pods.iter().map(|pod| async move {
+            let outcome = self.client.delete::<Pod>(pod.namespace(), pod.name(), &Delete::uid(pod.uid())).await;
+            (pod, outcome)
+        }));
+        let mut trouble = None;
+        for (pod, outcome) in outcomes.await {
+            match outcome {
+                Ok(()) => self.recorder.normal(subject.clone(), "SuccessfulDelete", format!("Deleted pod: {}", pod.name())),
+                // Another pod has the name now: the one we meant is gone.
+                Err(failure) if failure.is_conflict() => self.expectations.deleted(owner.uid(), pod.uid()),
+                Err(failure) => {
+                    self.expectations.deleted(owner.uid(), pod.uid());
+                    trouble = Some(failure);
+                }
+            }
+        }
+        match trouble {
+            None => Ok(()),
+            Some(failure) => {
+                self.recorder.warning(subject.clone(), "FailedDelete", format!("Error deleting: {failure}"));
+                Err(Trouble { reason: "FailedDelete", failure })
+            }
+        }
+    }
+}
+
+/// Settles expectations by a pod's change and tells the owners of kind `O` that are concerned; `orphan` is called for a pod without any.
+pub fn observe<O: Resource>(
+    change: &Change<Pod>,
+    expectations: &Expectations,
+    mut owner: impl FnMut(&str, &str),
+    orphan: impl FnOnce(&Pod),
+) {
+    let managed = |pod: &Arc<Pod>| pod.controller().filter(|held| held.kind == O::KIND && held.api_version == O::API_VERSION).cloned();
+    let replaced = matches!((&change.old, &change.new), (Some(old), Some(new)) if old.uid() != new.uid());
+    if let Some(old) = &change.old
+        && let Some(held) = managed(old)
+    {
+        let gone = replaced || change.new.as_ref().is_none_or(|new| new.deleting());
+        if gone {
+            expectations.deleted(&held.uid, old.uid());
+        }
+        owner(old.namespace(), &held.name);
+    }
+    if let Some(new) = &change.new {
+        match managed(new) {
+            Some(held) => {
+                if change.old.is_none() || replaced {
+                    expectations.created(&held.uid, 1);
+                    if new.deleting() {
+                        expectations.deleted(&held.uid, new.uid());
+                    }
+                }
+                owner(new.namespace(), &held.name);
+            }
+            None if new.controller().is_none() && !new.deleting() => orphan(new),
+            None => {}
+        }
+    }
+}
