@@ -81,10 +81,8 @@ struct World<'a> {
 impl<'a> World<'a> {
     fn new(desired: &'a [Resource], observed: &'a [Observed]) -> Self {
         let desired: BTreeMap<_, _> = desired.iter().map(|resource| (&resource.id, resource)).collect();
-        let mut best: Vec<&Observed> = observed.iter().collect();
-        best.sort_by_key(|thing| (health(&thing.phase), thing.generation, &thing.handle));
         let (mut kept, mut spares) = (BTreeMap::new(), Vec::new());
-        for thing in best {
+        for thing in best_first(observed) {
             if kept.contains_key(&thing.id) {
                 spares.push(thing);
             } else {
@@ -245,6 +243,18 @@ impl<'a> World<'a> {
         }
         false
     }
+}
+
+/// Of each id the one thing that stays: what others refer to.
+pub fn kept(observed: &[Observed]) -> Vec<&Observed> {
+    let mut seen = BTreeSet::new();
+    best_first(observed).into_iter().filter(|thing| seen.insert(&thing.id)).collect()
+}
+
+fn best_first(observed: &[Observed]) -> Vec<&Observed> {
+    let mut best: Vec<&Observed> = observed.iter().collect();
+    best.sort_by_key(|thing| (health(&thing.phase), thing.generation, &thing.handle));
+    best
 }
 
 /// One that works is worth more than one on its way, that more than a broken one; one on its way out is worth least.

@@ -1,1 +1,0 @@
-//! Observe, plan, lint, apply, until quiet.

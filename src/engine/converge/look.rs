@@ -1,0 +1,39 @@
+//! Observing through all doors, in order; and `kprov plan`, which only looks.
+
+use super::{Options, Run};
+use crate::engine::journal::Journal;
+use crate::engine::plan::{Plan, plan};
+use crate::engine::{Door, Observed, Resource, lint};
+use crate::error::Result;
+use std::sync::Arc;
+
+/// What is, and what would be done about it.
+#[derive(Debug, Clone)]
+pub struct Look {
+    pub observed: Vec<Observed>,
+    pub plan: Plan,
+}
+
+/// Observes and plans, and touches nothing.
+pub async fn look(doors: &[Arc<dyn Door>], desired: &[Resource], journal: &dyn Journal, options: &Options) -> Result<Look> {
+    let observed = Run::new(doors, journal, options, &|_| ()).observe().await?;
+    let plan = plan(desired, &observed, &journal.generations());
+    let mut refusals = lint::lint_doors(doors, &plan);
+    refusals.extend(lint::lint(&plan, desired, &observed));
+    lint::refuse(&refusals)?;
+    Ok(Look { observed, plan })
+}
+
+impl Run<'_> {
+    /// Everything of the cluster behind all doors, each door knowing what those before it have seen.
+    pub(super) async fn observe(&self) -> Result<Vec<Observed>> {
+        let mut seen: Vec<Observed> = Vec::new();
+        for door in self.doors {
+            let known = &seen;
+            let observed = self.unless_stopped(self.retrying(|| door.observe(known), |_, _, _| ())).await??;
+            seen.extend(self.corrected(door, observed));
+        }
+        *self.last_seen.lock() = seen.clone();
+        Ok(seen)
+    }
+}

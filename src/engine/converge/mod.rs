@@ -1,0 +1,268 @@
+//! Observe, plan, lint, apply, until quiet: what `up`, `down` and the loop inside the cluster have in common.
+
+mod apply;
+mod bug;
+mod look;
+mod retry;
+mod settle;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use bug::Bug;
+pub use look::{Look, look};
+
+use super::event::Event;
+use super::journal::Journal;
+use super::plan::Plan;
+use super::{Door, Id, Key, Observed, Resource, Verb, lint};
+use crate::error::{Error, Kind, Result};
+use apply::Applied;
+use parking_lot::Mutex;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+/// Who hears what happens.
+pub type Events<'a> = &'a (dyn Fn(Event) + Send + Sync);
+
+/// How a converge behaves; `Options::new(epoch)` suits `up`.
+#[derive(Clone)]
+pub struct Options {
+    /// The writer's epoch, put on every request.
+    pub epoch: u64,
+    /// Requests in flight per door.
+    pub concurrency: usize,
+    /// For the whole run; `None` for the loop inside.
+    pub deadline: Option<Duration>,
+    /// For one action, retries included.
+    pub action_deadline: Duration,
+    /// For how long one action's transient errors are retried before the round gives it up.
+    pub retry_budget: Duration,
+    /// First Ctrl-C: start nothing new, finish what is in flight.
+    pub cancel: CancellationToken,
+    /// After a final error go on with all that does not depend on it (`down`, the loop); otherwise start nothing new (`up`).
+    pub keep_going: bool,
+    /// Rounds before giving up; each must do something.
+    pub rounds: u32,
+    /// Of the pauses between retries.
+    pub seed: u64,
+    /// The order of starting among equals is shuffled, so that tests see every order.
+    pub shuffle: bool,
+    #[cfg(test)]
+    pub(crate) bug: Option<Bug>,
+}
+
+impl Options {
+    pub fn new(epoch: u64) -> Self {
+        Options {
+            epoch,
+            // Clouds answer this many calls at once without throttling; a local cloud starts this many machines on two cores.
+            concurrency: 16,
+            deadline: None,
+            // A cloud's slowest resource (a shared filesystem, a machine that boots) takes five minutes.
+            action_deadline: Duration::from_secs(600),
+            // Longer than a throttling window, shorter than a person's patience without a word.
+            retry_budget: Duration::from_secs(90),
+            cancel: CancellationToken::new(),
+            keep_going: false,
+            // A replacement takes two rounds, a mended broken machine three; thirty-two is a run that goes in circles.
+            rounds: 32,
+            seed: rand::random(),
+            shuffle: false,
+            #[cfg(test)]
+            bug: None,
+        }
+    }
+}
+
+/// How a converge ended well: what is desired is observed.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    /// The last observation; empty after `down`.
+    pub observed: Vec<Observed>,
+    pub rounds: u32,
+    /// Confirmed effects of this run.
+    pub effects: usize,
+}
+
+/// What one round did; for the loop, which comes back by itself.
+#[derive(Debug)]
+pub struct Step {
+    pub plan: Plan,
+    /// As before the round's actions.
+    pub observed: Vec<Observed>,
+    pub effects: usize,
+    /// What failed, in a way to try again (`Transient`, `Timeout`) or for good.
+    pub failed: Vec<(Key, Error)>,
+}
+
+/// Rounds in a row that may achieve nothing, each after a longer pause, before the run says so.
+const STALLED_ROUNDS: u32 = 3;
+/// Rounds in a row that may carry out the very same plan: a door whose reads lag settles within two.
+const SAME_PLANS: u32 = 4;
+
+/// Runs rounds until nothing is left to do. Ends with an error at a final refusal (see `Options::keep_going`), at the deadline, on
+/// Ctrl-C and when rounds stop achieving anything; its hints say what is there, what is missing and how to go on.
+pub async fn converge(
+    doors: &[Arc<dyn Door>],
+    desired: &[Resource],
+    journal: &dyn Journal,
+    options: &Options,
+    events: Events<'_>,
+) -> Result<Outcome> {
+    let run = Run::new(doors, journal, options, events);
+    let (mut stalled, mut same, mut effects, mut former) = (0, 0, 0, BTreeSet::new());
+    for round in 1..=options.rounds {
+        let observed = run.observe_and_settle().await?;
+        let plan = run.plan(desired, &observed);
+        if plan.is_empty() {
+            if desired.is_empty() && !run.settled() {
+                // An effect of an earlier run may still come to light; only then is "nothing is left" true.
+                run.pause_until_settled().await?;
+                continue;
+            }
+            events(Event::Quiet { rounds: round });
+            return Ok(Outcome { observed, rounds: round, effects });
+        }
+        let applied = run.round(round, &plan, desired, &observed).await?;
+        effects += applied.effects;
+        let keys: BTreeSet<Key> = plan.actions.iter().map(super::Action::key).collect();
+        same = if keys == former { same + 1 } else { 0 };
+        former = keys;
+        stalled = if applied.finished.is_empty() { stalled + 1 } else { 0 };
+        if let Some(error) = run.verdict(applied, stalled, same) {
+            return Err(report(error, &plan, &run.last_seen()));
+        }
+        if stalled > 0 || same > 1 {
+            run.rest(stalled + same).await?;
+        }
+    }
+    let observed = run.observe_and_settle().await?;
+    let plan = run.plan(desired, &observed);
+    Err(report(Error::timeout(format!("could not come to rest in {} rounds", options.rounds)), &plan, &observed))
+}
+
+/// One round of the loop inside the cluster: errors of single actions are values here, the next round is another try.
+pub async fn step(
+    doors: &[Arc<dyn Door>],
+    desired: &[Resource],
+    journal: &dyn Journal,
+    options: &Options,
+    events: Events<'_>,
+) -> Result<Step> {
+    let run = Run::new(doors, journal, options, events);
+    let observed = run.observe_and_settle().await?;
+    let plan = run.plan(desired, &observed);
+    if plan.is_empty() {
+        events(Event::Quiet { rounds: 1 });
+        return Ok(Step { plan, observed, effects: 0, failed: Vec::new() });
+    }
+    let applied = run.round(1, &plan, desired, &observed).await?;
+    Ok(Step { plan, observed, effects: applied.effects, failed: applied.failed })
+}
+
+/// What every part of one converge shares.
+struct Run<'a> {
+    doors: &'a [Arc<dyn Door>],
+    journal: &'a dyn Journal,
+    options: &'a Options,
+    events: Events<'a>,
+    started: Instant,
+    deadline: Option<Instant>,
+    random: Mutex<StdRng>,
+    /// What this run's own requests have made and ended, for doors whose reads lag behind.
+    own: Mutex<settle::Own>,
+    last_seen: Mutex<Vec<Observed>>,
+}
+
+impl<'a> Run<'a> {
+    fn new(doors: &'a [Arc<dyn Door>], journal: &'a dyn Journal, options: &'a Options, events: Events<'a>) -> Self {
+        let started = Instant::now();
+        Run {
+            doors,
+            journal,
+            options,
+            events,
+            started,
+            deadline: options.deadline.map(|deadline| started + deadline),
+            random: Mutex::new(StdRng::seed_from_u64(options.seed)),
+            own: Mutex::default(),
+            last_seen: Mutex::default(),
+        }
+    }
+
+    fn has(&self, bug: Bug) -> bool {
+        bug.is_in(self.options)
+    }
+
+    fn door(&self, id: &Id) -> Result<&Arc<dyn Door>> {
+        let owner = self.doors.iter().find(|door| door.kinds().contains(&id.kind.as_str()));
+        owner.ok_or_else(|| Error::internal(format!("no door owns the kind of {id}")))
+    }
+
+    fn plan(&self, desired: &[Resource], observed: &[Observed]) -> Plan {
+        let generations = if self.has(Bug::GenerationsForgotten) { Default::default() } else { self.journal.generations() };
+        let mut plan = super::plan::plan(desired, observed, &generations);
+        bug::spoil(&mut plan, desired, observed, self.options);
+        plan
+    }
+
+    async fn round(&self, round: u32, plan: &Plan, desired: &[Resource], observed: &[Observed]) -> Result<Applied> {
+        let mut refusals = lint::lint_doors(self.doors, plan);
+        if !self.has(Bug::LintIgnored) {
+            refusals.extend(lint::lint(plan, desired, observed));
+        }
+        lint::refuse(&refusals)?;
+        (self.events)(Event::PlanMade { round, plan: plan.clone() });
+        let applied = self.apply(plan, observed).await;
+        let (finished, left) = (applied.finished.len(), plan.actions.len() - applied.finished.len());
+        (self.events)(Event::RoundEnded { round, finished, left });
+        Ok(applied)
+    }
+
+    /// The error this round ends the run with, if it does.
+    fn verdict(&self, applied: Applied, stalled: u32, same: u32) -> Option<Error> {
+        if let Some(error) = applied.stopped {
+            return Some(error);
+        }
+        let stop = stalled >= STALLED_ROUNDS || same >= SAME_PLANS;
+        let is_final = |error: &Error| error.kind != Kind::Transient;
+        let ends = |error: &Error| error.kind == Kind::Conflict || stop || (is_final(error) && (!self.options.keep_going || stalled > 0));
+        let mut failed = applied.failed;
+        failed.sort_by_key(|(_, error)| !is_final(error));
+        if let Some((key, error)) = failed.into_iter().find(|(_, error)| ends(error)) {
+            let kind = if error.kind == Kind::Transient { Kind::Timeout } else { error.kind };
+            return Some(Error::new(kind, format!("could not {key}")).because(error));
+        }
+        stop.then(|| Error::timeout("could not come to rest: the same actions are planned again and again"))
+    }
+
+    fn last_seen(&self) -> Vec<Observed> {
+        self.last_seen.lock().clone()
+    }
+}
+
+/// Adds what a person needs to go on: what is there, what is missing, and the next step.
+fn report(error: Error, plan: &Plan, observed: &[Observed]) -> Error {
+    let list = |items: Vec<String>| if items.is_empty() { "nothing".into() } else { items.join(", ") };
+    let there = list(observed.iter().map(|thing| format!("{} ({})", thing.id, thing.handle)).collect());
+    let of = |verbs: &[Verb]| {
+        let gone = |action: &&super::Action| !observed.iter().any(|thing| thing.id == action.id && thing.generation == action.generation);
+        let open = plan.actions.iter().filter(|action| verbs.contains(&action.verb));
+        let open = open.filter(|action| if action.verb == Verb::Create { gone(action) } else { !gone(action) });
+        open.map(|action| action.id.to_string()).collect::<Vec<_>>()
+    };
+    let mut error = error.hint(format!("there: {there}"));
+    for (word, ids) in
+        [("missing", of(&[Verb::Create])), ("not changed yet", of(&[Verb::Update, Verb::Repair])), ("still to delete", of(&[Verb::Delete]))]
+    {
+        if !ids.is_empty() {
+            error = error.hint(format!("{word}: {}", ids.join(", ")));
+        }
+    }
+    error.hint("run the same command again: it continues where this one stopped; `kprov down` removes everything")
+}
