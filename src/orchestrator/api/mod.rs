@@ -1,4 +1,29 @@
-//! One generic API server for all kinds.
+//! One generic API server for all kinds: path -> route -> user may -> verb -> store. What is particular to a kind is a table in `kinds`.
 
+mod admission;
+pub mod authn;
+mod authz;
+mod delete;
+mod documents;
 pub mod kinds;
+mod logs;
+mod negotiate;
+mod object;
+mod read;
+mod respond;
+mod reviews;
+mod route;
+mod seed;
+mod serve;
+mod server;
 pub mod status;
+mod subresources;
+#[cfg(test)]
+mod tests;
+pub mod tokens;
+mod watch;
+mod write;
+
+pub use authn::User;
+pub use serve::server_tls;
+pub use server::{InProcess, Server};

@@ -94,7 +94,7 @@ pub struct Payload {
 }
 
 impl Payload {
-    fn at(&self, revision: Revision) -> Bytes {
+    pub fn at(&self, revision: Revision) -> Bytes {
         let digits = revision.to_string();
         let mut value = Vec::with_capacity(self.bytes.len() + digits.len());
         value.extend_from_slice(&self.bytes[..self.revision_at]);

@@ -221,7 +221,7 @@ fn replay(store: &Store, history: &History) -> Result<(), TestCaseError> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
     fn past_and_present_agree_with_a_model(steps in steps()) {
         tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(check(steps))?;
