@@ -286,7 +286,7 @@ fn prepared(call: &Call, old: &Value, mut new: Value, services: Option<&mut admi
     let added: Vec<String> = finalizers(&new).into_iter().filter(|finalizer| !finalizers(old).contains(finalizer)).collect();
     if is_terminating(old) && !added.is_empty() {
         let detail = format!("no new finalizers can be added if the object is being deleted, found new finalizers {added:?}");
-        refuse(call, name, vec![cause_of(Cause::forbidden("metadata.finalizers", &detail))])?;
+        refuse(call, name, vec![Cause::forbidden("metadata.finalizers", &detail)])?;
     }
     refuse(call, name, validation::validate(row, &new, Some(old), subresource))?;
     Ok(new)
@@ -323,16 +323,8 @@ fn finalize(old: &Value, new: &Value) -> Value {
     result
 }
 
-pub fn refuse(call: &Call, name: &str, causes: Vec<validation::Cause>) -> Answer<()> {
-    if causes.is_empty() {
-        return Ok(());
-    }
-    let causes = causes.into_iter().map(|cause| Cause { reason: cause.reason, message: cause.message, field: cause.field }).collect();
-    Err(Status::invalid(&call.row.group, &call.row.kind, name, causes))
-}
-
-fn cause_of(cause: Cause) -> validation::Cause {
-    validation::Cause { field: cause.field, reason: cause.reason, message: cause.message }
+pub fn refuse(call: &Call, name: &str, causes: Vec<Cause>) -> Answer<()> {
+    if causes.is_empty() { Ok(()) } else { Err(Status::invalid(&call.row.group, &call.row.kind, name, causes)) }
 }
 
 pub fn dry_run(call: &Call) -> Answer<bool> {
