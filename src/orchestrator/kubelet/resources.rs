@@ -1,0 +1,148 @@
+//! Requests and limits in the kernel's terms: quality of service, CPU shares and quota, memory limit, OOM score.
+
+use super::cri::messages::LinuxContainerResources;
+use super::observed::{containers, init_containers, is_sidecar};
+use crate::blueprint::quantity;
+use k8s_openapi::api::core::v1::{Container, Pod};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Quality {
+    Guaranteed,
+    Burstable,
+    BestEffort,
+}
+
+impl Quality {
+    pub fn name(self) -> &'static str {
+        match self {
+            Quality::Guaranteed => "Guaranteed",
+            Quality::Burstable => "Burstable",
+            Quality::BestEffort => "BestEffort",
+        }
+    }
+}
+
+/// Limits and requests of one container in plain numbers; `None` is "not named". A limit without a request is the request too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Amounts {
+    pub cpu_request_millis: Option<i64>,
+    pub cpu_limit_millis: Option<i64>,
+    pub memory_request_bytes: Option<i64>,
+    pub memory_limit_bytes: Option<i64>,
+}
+
+pub fn amounts(container: &Container) -> Amounts {
+    let Some(resources) = &container.resources else { return Amounts::default() };
+    let cpu = |list: Option<&std::collections::BTreeMap<_, k8s_openapi::apimachinery::pkg::api::resource::Quantity>>| {
+        list.and_then(|list| list.get("cpu")).and_then(|amount| quantity::cpu_millis(&amount.0).ok())
+    };
+    let memory = |list: Option<&std::collections::BTreeMap<_, k8s_openapi::apimachinery::pkg::api::resource::Quantity>>| {
+        list.and_then(|list| list.get("memory")).and_then(|amount| quantity::bytes(&amount.0).ok())
+    };
+    let (requests, limits) = (resources.requests.as_ref(), resources.limits.as_ref());
+    Amounts {
+        cpu_request_millis: cpu(requests).or(cpu(limits)),
+        cpu_limit_millis: cpu(limits).filter(|millis| *millis > 0),
+        memory_request_bytes: memory(requests).or(memory(limits)),
+        memory_limit_bytes: memory(limits).filter(|bytes| *bytes > 0),
+    }
+}
+
+/// Upstream's rule: nothing named is BestEffort; everything limited, with requests equal to limits, is Guaranteed.
+pub fn quality_of_service(pod: &Pod) -> Quality {
+    let all: Vec<Amounts> = containers(pod).iter().chain(init_containers(pod)).map(amounts).collect();
+    let named = |amounts: &Amounts| {
+        [amounts.cpu_request_millis, amounts.cpu_limit_millis, amounts.memory_request_bytes, amounts.memory_limit_bytes]
+            .iter()
+            .any(|amount| amount.is_some_and(|amount| amount > 0))
+    };
+    let full = |amounts: &Amounts| {
+        amounts.cpu_limit_millis.is_some()
+            && amounts.memory_limit_bytes.is_some()
+            && amounts.cpu_request_millis == amounts.cpu_limit_millis
+            && amounts.memory_request_bytes == amounts.memory_limit_bytes
+    };
+    match () {
+        () if !all.iter().any(named) => Quality::BestEffort,
+        () if all.iter().all(full) => Quality::Guaranteed,
+        () => Quality::Burstable,
+    }
+}
+
+/// The kernel's smallest weight, also what no request means.
+const LEAST_SHARES: i64 = 2;
+/// CFS period: 100 ms, the kernel's own default.
+pub const PERIOD_MICROS: i64 = 100_000;
+/// The kernel refuses quotas under 1 ms.
+const LEAST_QUOTA_MICROS: i64 = 1_000;
+
+pub fn shares(millis: i64) -> i64 {
+    (millis * 1024 / 1000).clamp(LEAST_SHARES, 262_144)
+}
+
+pub fn quota(millis: i64) -> i64 {
+    (millis * PERIOD_MICROS / 1000).max(LEAST_QUOTA_MICROS)
+}
+
+/// The sums over a pod's containers that its own cgroup gets; a limit only when every container has one.
+pub fn pod_amounts(pod: &Pod) -> Amounts {
+    let sidecars = init_containers(pod).iter().filter(|spec| is_sidecar(spec));
+    let all: Vec<Amounts> = containers(pod).iter().chain(sidecars).map(amounts).collect();
+    let setup: Vec<Amounts> = init_containers(pod).iter().filter(|spec| !is_sidecar(spec)).map(amounts).collect();
+    let sum =
+        |get: fn(&Amounts) -> Option<i64>| all.iter().filter_map(get).sum::<i64>().max(setup.iter().filter_map(get).max().unwrap_or(0));
+    let limit = |get: fn(&Amounts) -> Option<i64>| all.iter().chain(&setup).all(|amounts| get(amounts).is_some()).then(|| sum(get));
+    Amounts {
+        cpu_request_millis: Some(sum(|amounts| amounts.cpu_request_millis)),
+        cpu_limit_millis: limit(|amounts| amounts.cpu_limit_millis),
+        memory_request_bytes: Some(sum(|amounts| amounts.memory_request_bytes)),
+        memory_limit_bytes: limit(|amounts| amounts.memory_limit_bytes),
+    }
+}
+
+/// What the runtime is told; `capacity_bytes` is the node's memory (for the OOM score of burstable pods).
+pub fn linux(pod: &Pod, container: &Container, capacity_bytes: i64) -> LinuxContainerResources {
+    let amounts = amounts(container);
+    let oom = match quality_of_service(pod) {
+        Quality::Guaranteed => -997,
+        Quality::BestEffort => 1000,
+        // The more a container asked for, the later it dies; never before the guaranteed, never after the best-effort ones.
+        Quality::Burstable => (1000 - 1000 * amounts.memory_request_bytes.unwrap_or(0) / capacity_bytes.max(1)).clamp(3, 999),
+    };
+    LinuxContainerResources {
+        cpu_period: if amounts.cpu_limit_millis.is_some() { PERIOD_MICROS } else { 0 },
+        cpu_quota: amounts.cpu_limit_millis.map_or(0, quota),
+        cpu_shares: shares(amounts.cpu_request_millis.unwrap_or(0)),
+        memory_limit_in_bytes: amounts.memory_limit_bytes.unwrap_or(0),
+        oom_score_adj: oom,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn pod(resources: serde_json::Value) -> Pod {
+        serde_json::from_value(json!({"spec": {"containers": [{"name": "a", "resources": resources}]}})).unwrap()
+    }
+
+    #[test]
+    fn quality_follows_requests_and_limits() {
+        let check = |resources, wanted: Quality| assert_eq!(quality_of_service(&pod(resources)), wanted);
+        check(json!({}), Quality::BestEffort);
+        check(json!({"requests": {"cpu": "0"}}), Quality::BestEffort);
+        check(json!({"requests": {"cpu": "10m"}}), Quality::Burstable);
+        check(json!({"limits": {"cpu": "1"}}), Quality::Burstable);
+        check(json!({"limits": {"cpu": "1", "memory": "1Gi"}}), Quality::Guaranteed);
+        check(json!({"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "0.5"}}), Quality::Burstable);
+    }
+
+    #[test]
+    fn limits_become_quota_and_bytes() {
+        let pod = pod(json!({"limits": {"cpu": "200m", "memory": "32Mi"}, "requests": {"cpu": "100m"}}));
+        let linux = linux(&pod, &containers(&pod)[0], 1 << 30);
+        assert_eq!((linux.cpu_period, linux.cpu_quota, linux.cpu_shares), (100_000, 20_000, 102));
+        assert_eq!((linux.memory_limit_in_bytes, linux.oom_score_adj), (32 << 20, 969));
+    }
+}
