@@ -20,9 +20,9 @@ pub fn time(at: Nanos) -> String {
 }
 
 /// The whole `status` as a value for a merge patch: lists are complete, fields to be removed are null.
-pub fn compute(pod: &Pod, seen: &Observed, memory: &Memory, plan: &Plan, node: &Node, now: Nanos) -> Value {
-    let before = pod.status.clone().unwrap_or_default();
-    let scene = Scene { pod, seen, memory, plan, before: &before };
+/// `before` is the status told last: times of conditions that did not change are kept from it.
+pub fn compute(pod: &Pod, before: &PodStatus, seen: &Observed, memory: &Memory, plan: &Plan, node: &Node, now: Nanos) -> Value {
+    let scene = Scene { pod, seen, memory, plan, before };
     let main: Vec<Value> = containers(pod).iter().map(|spec| scene.container(spec, &before.container_statuses, false)).collect();
     let init: Vec<Value> = init_containers(pod).iter().map(|spec| scene.container(spec, &before.init_container_statuses, true)).collect();
     let phase = scene.phase(&main, &init);
@@ -47,6 +47,13 @@ pub fn compute(pod: &Pod, seen: &Observed, memory: &Memory, plan: &Plan, node: &
         status["initContainerStatuses"] = init.into();
     }
     status
+}
+
+const OWN: [&str; 5] = ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
+
+/// True for conditions that the kubelet writes.
+pub fn is_own(condition: &str) -> bool {
+    OWN.contains(&condition)
 }
 
 struct Scene<'a> {
@@ -193,16 +200,9 @@ impl Scene<'_> {
         let network = if self.seen.sandbox(self.pod).is_some() { Condition::yes() } else { Condition::bare(false) };
         let gates = self.gates();
         let pod_ready = if ready.status { gates.unwrap_or_else(Condition::yes) } else { ready.clone() };
-        let own = [
-            ("PodReadyToStartContainers", network),
-            ("Initialized", initialized),
-            ("Ready", pod_ready),
-            ("ContainersReady", ready),
-            ("PodScheduled", Condition::yes()),
-        ];
+        let own = OWN.into_iter().zip([network, initialized, pod_ready, ready, Condition::yes()]);
         let before = self.before.conditions.as_deref().unwrap_or_default();
         let mut conditions: Vec<Value> = own
-            .into_iter()
             .map(|(kind, condition)| {
                 let old = before.iter().find(|old| old.type_ == kind);
                 let status = if condition.status { "True" } else { "False" };
