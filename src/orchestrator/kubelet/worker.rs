@@ -27,6 +27,8 @@ pub enum Signal {
     Wake,
     /// The main process of this container or sandbox ended.
     Exited(String),
+    /// The kernel killed a process in this container: its state is to be read anew.
+    OutOfMemory(String),
     /// Config maps, secrets or claims of the pod changed.
     Objects,
     Volumes(Result<Prepared, String>),
@@ -55,6 +57,7 @@ pub struct Worker {
     removed: bool,
     memory: Memory,
     prepared: Prepared,
+    volumes_pause: Option<Nanos>,
     images: BTreeMap<String, Image>,
     mailbox: UnboundedReceiver<Signal>,
     own: UnboundedSender<Signal>,
@@ -86,6 +89,7 @@ pub fn spawn(context: Arc<Context>, pod: Arc<Pod>, tasks: &mut tokio::task::Join
         removed: false,
         memory: Memory::default(),
         prepared: Prepared::default(),
+        volumes_pause: None,
         images: BTreeMap::new(),
         mailbox,
         own: own.clone(),
@@ -441,6 +445,7 @@ impl Worker {
             Signal::Removed => self.removed = true,
             Signal::Wake => {}
             Signal::Exited(id) => drop(self.exited.insert(id)),
+            Signal::OutOfMemory(id) => drop(self.known.remove(&id)),
             Signal::Objects => {
                 self.refresh = true;
                 // What was missing may be there now.
@@ -460,11 +465,9 @@ impl Worker {
                     self.memory.volumes = Step::Done;
                     self.prepared.renew_at = self.prepared.renew_at.map(|_| later(30));
                 } else {
-                    let before = match &self.memory.volumes {
-                        Step::Failed(failure) => Some(failure.pause),
-                        _ => None,
-                    };
-                    self.memory.volumes = Step::Failed(failure("FailedMount", message, before));
+                    let failure = failure("FailedMount", message, self.volumes_pause);
+                    self.volumes_pause = Some(failure.pause);
+                    self.memory.volumes = Step::Failed(failure);
                 }
             }
             Signal::Image(container, Ok(image)) => {
@@ -579,10 +582,7 @@ impl Worker {
     }
 
     fn prepare_volumes(&mut self, seen: &Observed) {
-        self.memory.volumes = match &self.memory.volumes {
-            // The pause of the last failure is kept in the message of the next one by `failure`.
-            Step::Failed(_) | Step::Undone | Step::Busy | Step::Done => Step::Busy,
-        };
+        self.memory.volumes = Step::Busy;
         let (volumes, pod, facts, own) = (self.context.volumes.clone(), self.pod.clone(), self.facts(seen), self.own.clone());
         let task = tokio::spawn(async move { drop(own.send(Signal::Volumes(volumes.prepare(&pod, &facts).await))) });
         self.tasks.insert("volumes".into(), task.abort_handle());
@@ -743,6 +743,8 @@ impl Worker {
             sources.secrets.insert(name, secret);
         }
         let services = &self.context.services;
+        // Only right after the agent's start; a node that is cut off goes on with what it has.
+        let _ = tokio::time::timeout(Duration::from_secs(5), services.synced()).await;
         sources.services = services.list_in(namespace(&self.pod));
         sources.services.extend(services.get("default", "kubernetes").filter(|_| namespace(&self.pod) != "default"));
         Ok(sources)

@@ -12,8 +12,8 @@ use tokio_util::sync::CancellationToken;
 pub enum Happening {
     /// The main process of this container (or sandbox) ended; CRI's own state follows within milliseconds.
     Exited(String),
-    /// Something else happened to this container.
-    Touched(String),
+    /// The kernel killed a process of this container for its memory limit.
+    OutOfMemory(String),
     /// The stream was (re)opened: anything may have happened meanwhile.
     Reconnected,
 }
@@ -34,7 +34,7 @@ pub async fn follow(runtime: Runtime, out: mpsc::UnboundedSender<Happening>, can
 async fn read(runtime: &Runtime, out: &mpsc::UnboundedSender<Happening>) -> Result<(), super::Refusal> {
     let mut grpc = tonic::client::Grpc::new(runtime.channel.clone());
     grpc.ready().await.map_err(|error| super::Refusal { code: tonic::Code::Unavailable, message: super::describe(&error) })?;
-    let topics = ["/tasks/exit", "/tasks/oom", "/tasks/start", "/tasks/delete"];
+    let topics = ["/tasks/exit", "/tasks/oom"];
     let filters = topics.iter().map(|topic| format!("namespace==k8s.io,topic==\"{topic}\"")).collect();
     let path = "/containerd.services.events.v1.Events/Subscribe".parse().expect("a constant path");
     let codec = tonic_prost::ProstCodec::<SubscribeRequest, Envelope>::default();
@@ -57,7 +57,7 @@ fn understand(envelope: &Envelope) -> Option<Happening> {
         // The end of an exec'd process (a probe) is nobody's business.
         return (exit.process == exit.container).then_some(Happening::Exited(exit.container));
     }
-    TaskEvent::decode(body).ok().map(|event| Happening::Touched(event.container))
+    TaskEvent::decode(body).ok().map(|event| Happening::OutOfMemory(event.container))
 }
 
 #[cfg(test)]

@@ -48,6 +48,11 @@ impl Volumes {
         Volumes { objects, tokens: Tokens::new(client.clone()), client, root }
     }
 
+    /// One folder per pod (uid) below it.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
     pub fn pod_folder(&self, uid: &str) -> PathBuf {
         self.root.join(uid)
     }
