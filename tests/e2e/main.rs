@@ -1,1 +1,3 @@
+//! Whole processes on this machine, as root.
 
+mod kubelet;
