@@ -1,1 +1,7 @@
-//! The software load balancer: the model, health checks, balancing, the sockets.
+//! The software load balancer for providers that have none: TCP, health checks, changes without a dropped connection.
+
+mod model;
+mod proxy;
+
+pub use model::{Backend, Listener};
+pub use proxy::Balancer;

@@ -1,0 +1,659 @@
+//! The local cloud itself: what a request does. Intent is on disk before anything is made, and everything else follows from records,
+//! so the next daemon finishes what this one began.
+
+use super::api::{Credentials, Epoch, TakeEpoch, View};
+use super::layout::{self, Layout};
+use super::network::Network;
+use super::record::{self, Body, Record, Stage};
+use super::{fabric, hostkey, machine, shim, sweep};
+use crate::engine::{Cluster, Id, Observed, Phase, Request, Verb};
+use crate::error::{Context, Error, Kind, Result};
+use crate::lb::{Backend, Balancer, Listener};
+use crate::providers::resources::{FILESYSTEM, FilesystemSpec, LOAD_BALANCER, LoadBalancerSpec, MACHINE, MachineSpec, NETWORK};
+use crate::sys::files;
+use parking_lot::Mutex;
+use serde_json::json;
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::net::Ipv4Addr;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+use tokio::sync::watch;
+
+pub struct Cloud {
+    pub cluster: Cluster,
+    pub layout: Layout,
+    pub network: Network,
+    /// Told once the last thing is gone and so is the folder.
+    pub closed: watch::Sender<bool>,
+    state: Mutex<State>,
+    /// One action per thing at a time.
+    turns: Mutex<HashMap<Id, Arc<tokio::sync::Mutex<()>>>>,
+    version: watch::Sender<u64>,
+    /// Tells this daemon's versions from its predecessor's.
+    instance: String,
+}
+
+#[derive(Default)]
+struct State {
+    records: BTreeMap<Id, Record>,
+    machines: HashMap<String, Life>,
+    /// Before the next restart by the cloud.
+    pauses: HashMap<String, Duration>,
+    balancers: HashMap<String, Arc<Balancer>>,
+    epoch: Epoch,
+    /// Requests under way; nothing closes meanwhile.
+    active: usize,
+    closing: bool,
+}
+
+#[derive(Clone, Debug)]
+enum Life {
+    Starting,
+    Running { shim: i32, since: Instant },
+    Stopped(String),
+}
+
+/// The first restart is immediate; a machine that lived shorter than this waits twice as long before each next one.
+const HEALTHY_AFTER: Duration = Duration::from_secs(30);
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+/// Beyond the shim's own limit: only a shim that hangs gets here.
+const SHIM_TIMEOUT: Duration = Duration::from_secs(45);
+
+impl Cloud {
+    pub fn open(cluster: Cluster, layout: Layout, network: Network) -> Result<Arc<Cloud>> {
+        let records = record::all(&layout)?.into_iter().map(|record| (record.id.clone(), record)).collect();
+        let epoch = record::read(&layout.epoch())?.unwrap_or_default();
+        Ok(Arc::new(Cloud {
+            cluster,
+            layout,
+            network,
+            closed: watch::Sender::new(false),
+            state: Mutex::new(State { records, epoch, ..State::default() }),
+            turns: Mutex::default(),
+            version: watch::Sender::new(0),
+            instance: uuid::Uuid::new_v4().simple().to_string(),
+        }))
+    }
+
+    /// Takes over from the daemon before: whatever it left half done is finished, whatever runs is watched.
+    pub async fn recover(self: &Arc<Self>) -> Result<()> {
+        let records: Vec<Record> = self.state.lock().records.values().cloned().collect();
+        if let Some(network) = records.iter().find(|record| record.id.kind == NETWORK && record.stage == Stage::Made) {
+            self.open_network(network).await?;
+        }
+        let machines: Vec<String> = records.iter().filter(|record| record.id.kind == MACHINE).map(|record| record.id.name.clone()).collect();
+        for name in sweep::unrecorded_machines(&self.layout, &machines) {
+            let layout = self.layout.clone();
+            blocking(move || machine::remove(&layout, &name)).await?;
+        }
+        for name in &machines {
+            self.find_machine(name)?;
+        }
+        for record in records {
+            let cloud = self.clone();
+            let work = async move {
+                let outcome = match record.stage {
+                    Stage::Intent => cloud.turn(&record.id, async |cloud| cloud.make(&record.id).await.map(drop)).await,
+                    Stage::Deleting => cloud.turn(&record.id, async |cloud| cloud.unmake(&record.id).await).await,
+                    Stage::Made if record.id.kind == MACHINE => {
+                        cloud.revive(&record.id.name).await;
+                        Ok(())
+                    }
+                    Stage::Made if record.id.kind == LOAD_BALANCER => cloud.turn(&record.id, async |cloud| cloud.serve(&record).await).await,
+                    Stage::Made => Ok(()),
+                };
+                if let Err(error) = outcome {
+                    tracing::warn!("could not finish {}: {}", record.id, error.chain());
+                }
+            };
+            tokio::spawn(work);
+        }
+        Ok(())
+    }
+
+    // --- what is there ---
+
+    pub fn observe(&self) -> View {
+        let state = self.state.lock();
+        let resources = state.records.values().map(|record| self.observed(&state, record)).collect();
+        View { resources, version: self.version() }
+    }
+
+    fn version(&self) -> String {
+        format!("{}-{}", self.instance, *self.version.borrow())
+    }
+
+    /// Returns the current version once it is another than `after`.
+    pub async fn changed(&self, after: &str) -> String {
+        let mut version = self.version.subscribe();
+        while self.version() == after {
+            if version.changed().await.is_err() {
+                break;
+            }
+        }
+        self.version()
+    }
+
+    fn bump(&self) {
+        self.version.send_modify(|version| *version += 1);
+    }
+
+    fn observed(&self, state: &State, record: &Record) -> Observed {
+        let address = record.address.map(|address| address.to_string());
+        let name = &record.id.name;
+        let mut phase = Phase::Ready;
+        let (handle, outputs) = match record.id.kind.as_str() {
+            MACHINE => {
+                match state.machines.get(name) {
+                    Some(Life::Running { .. }) => {}
+                    Some(Life::Stopped(why)) => phase = Phase::Broken(format!("stopped: {why}")),
+                    Some(Life::Starting) | None => phase = Phase::Pending,
+                }
+                let keys: Vec<String> = machine::host_key(record).into_iter().collect();
+                let outputs = json!({"address": address, "privateAddress": address, "sshPort": 22, "sshUser": "root", "hostKeys": keys});
+                (self.layout.machine(name).display().to_string(), outputs)
+            }
+            LOAD_BALANCER => {
+                if !state.balancers.contains_key(name) {
+                    phase = Phase::Pending;
+                }
+                (format!("{}/{}", self.layout.link(), address.as_deref().unwrap_or_default()), json!({"address": address}))
+            }
+            FILESYSTEM => {
+                let place = format!("{}/filesystems/{name}", crate::sys::paths::DATA);
+                (self.layout.filesystems().join(name).display().to_string(), json!({"mount": {"type": "bind", "source": place}}))
+            }
+            _ => {
+                let part = |last| record.address.map(|subnet| layout::address(subnet, last).to_string());
+                let subnet = address.map(|subnet| format!("{subnet}/24"));
+                (self.layout.link(), json!({"subnet": subnet, "gateway": part(layout::GATEWAY), "host": part(layout::HOST)}))
+            }
+        };
+        match record.stage {
+            Stage::Intent => phase = Phase::Pending,
+            Stage::Deleting => phase = Phase::Deleting,
+            Stage::Made => {}
+        }
+        let (id, spec, needs) = (record.id.clone(), record.spec.clone(), record.needs.clone());
+        Observed { id, handle, generation: record.generation, phase, spec, outputs, needs }
+    }
+
+    fn observe_one(&self, id: &Id) -> Option<Observed> {
+        let state = self.state.lock();
+        state.records.get(id).map(|record| self.observed(&state, record))
+    }
+
+    // --- who may act ---
+
+    pub fn epoch(&self) -> Epoch {
+        self.state.lock().epoch.clone()
+    }
+
+    /// Compare-and-swap. The same call again, after a lost reply, finds itself in possession.
+    pub fn take_epoch(&self, take: TakeEpoch) -> Result<Epoch> {
+        let mut state = self.state.lock();
+        let current = &state.epoch;
+        if current.number == take.expect + 1 && current.owner == take.owner {
+            return Ok(current.clone());
+        }
+        if current.number != take.expect {
+            return Err(fenced(take.expect, current));
+        }
+        let next = Epoch { number: take.expect + 1, owner: take.owner };
+        let text = serde_json::to_vec(&next).or_fail(Kind::Internal, || "could not write the epoch")?;
+        files::write_atomic(&self.layout.epoch(), &text, 0o600).or_fail(Kind::Host, || "could not write the epoch")?;
+        state.epoch = next.clone();
+        Ok(next)
+    }
+
+    pub fn credentials(&self, token: &str, certificate: &str) -> Result<Credentials> {
+        let state = self.state.lock();
+        let subnet = state.records.values().find(|record| record.id.kind == NETWORK).and_then(|record| record.address);
+        let subnet = subnet.ok_or_else(|| Error::provider("could not give credentials: the cluster has no network yet"))?;
+        let address = (layout::address(subnet, layout::GATEWAY), layout::API_PORT).into();
+        Ok(Credentials { cluster: self.cluster.clone(), address, token: token.into(), certificate: certificate.into() })
+    }
+
+    // --- effects ---
+
+    /// Returns when the thing is ready or gone. The flag says that this was the last one, and the cloud is closed.
+    pub async fn execute(self: Arc<Self>, request: Request, epoch: u64) -> Result<(Option<Observed>, bool)> {
+        record::check_name(&request.id)?;
+        self.begin()?;
+        let outcome = self.turn(&request.id, async |cloud| cloud.act(&request, epoch).await).await;
+        let closed = self.end(outcome.is_ok() && request.verb == Verb::Delete);
+        if closed {
+            self.close()?;
+        }
+        outcome.map(|observed| (observed, closed))
+    }
+
+    fn begin(&self) -> Result<()> {
+        let mut state = self.state.lock();
+        if state.closing {
+            return Err(Error::transient("the local cloud of this cluster is closing"));
+        }
+        state.active += 1;
+        Ok(())
+    }
+
+    fn end(&self, deleted: bool) -> bool {
+        let mut state = self.state.lock();
+        state.active -= 1;
+        state.closing |= deleted && state.active == 0 && state.records.is_empty();
+        state.closing
+    }
+
+    /// When no work came for a while and nothing exists (an `up` that failed at once), the cloud need not stay.
+    pub fn close_if_unused(&self) -> Result<bool> {
+        {
+            let mut state = self.state.lock();
+            if state.closing || state.active > 0 || !state.records.is_empty() {
+                return Ok(false);
+            }
+            state.closing = true;
+        }
+        self.close().map(|()| true)
+    }
+
+    /// Nothing is left: neither is this.
+    fn close(&self) -> Result<()> {
+        let failed = || format!("could not remove {}", self.layout.folder.display());
+        fabric::remove(&self.layout)?;
+        crate::sys::cgroups::Group::new(self.layout.group("none")).or_fail(Kind::Host, failed)?.remove_empty_parents();
+        fs::remove_dir_all(&self.layout.folder).or_fail(Kind::Host, failed)?;
+        // Another cluster may have its folder there.
+        let _ = fs::remove_dir(crate::sys::paths::LOCAL_CLOUD);
+        let _ = fs::remove_dir(crate::sys::paths::DATA);
+        self.closed.send_replace(true);
+        Ok(())
+    }
+
+    /// Waits until nobody else works on the same thing.
+    async fn turn<T>(self: &Arc<Self>, id: &Id, work: impl AsyncFnOnce(&Arc<Self>) -> Result<T>) -> Result<T> {
+        let turn = self.turns.lock().entry(id.clone()).or_default().clone();
+        let _turn = turn.lock().await;
+        work(self).await
+    }
+
+    async fn act(self: &Arc<Self>, request: &Request, epoch: u64) -> Result<Option<Observed>> {
+        let current = self.epoch();
+        if epoch < current.number {
+            return Err(fenced(epoch, &current));
+        }
+        let existing = self.state.lock().records.get(&request.id).cloned();
+        let missing = || Error::provider(format!("{} does not exist", request.id));
+        match (request.verb, existing) {
+            (Verb::Create, None) => {
+                let record = self.admit(Record::new(request)?)?;
+                self.make(&record.id).await?;
+            }
+            (Verb::Create, Some(record)) if record.token != request.token => {
+                return Err(Error::conflict(format!("{} exists already, made by another request", request.id)));
+            }
+            (Verb::Create, Some(record)) if record.digest != record::digest(&request.body) => {
+                return Err(Error::provider(format!("could not create {}: the same token came with another body", request.id)));
+            }
+            (Verb::Create | Verb::Await | Verb::Repair, Some(Record { stage: Stage::Intent, id, .. })) => self.make(&id).await?,
+            (Verb::Create | Verb::Await, Some(Record { stage: Stage::Made, .. })) => {}
+            (Verb::Delete | Verb::Await, Some(Record { stage: Stage::Deleting, id, .. })) => self.unmake(&id).await?,
+            (_, Some(Record { stage: Stage::Deleting, .. })) => {
+                return Err(Error::transient(format!("{} is being deleted", request.id)));
+            }
+            (Verb::Delete, Some(mut record)) => {
+                self.check_unused(&record)?;
+                record.stage = Stage::Deleting;
+                self.keep(record)?;
+                self.unmake(&request.id).await?;
+            }
+            (Verb::Update, Some(record)) => self.update(record, Body::of(request)?).await?,
+            (Verb::Repair, Some(record)) => self.repair(&record).await?,
+            (Verb::Delete | Verb::Await, None) => {}
+            (Verb::Update | Verb::Repair, None) => return Err(missing()),
+        }
+        Ok(self.observe_one(&request.id))
+    }
+
+    /// Checks the wish, gives addresses and keys, and writes the intent.
+    fn admit(&self, mut record: Record) -> Result<Record> {
+        check_spec(&record)?;
+        if record.id.kind == NETWORK {
+            if self.state.lock().records.keys().any(|id| id.kind == NETWORK) {
+                return Err(Error::provider("a cluster of the local cloud has one network"));
+            }
+            let mut chosen = record.clone();
+            fabric::choose_subnet(|subnet| {
+                chosen.address = Some(subnet);
+                self.keep(chosen.clone())
+            })?;
+            return Ok(chosen);
+        }
+        let mut state = self.state.lock();
+        let network = state.records.values().find(|other| other.id.kind == NETWORK && other.stage == Stage::Made);
+        let subnet = network.and_then(|network| network.address);
+        let subnet = subnet.ok_or_else(|| Error::provider(format!("could not create {}: the cluster has no network", record.id)))?;
+        let taken: Vec<Ipv4Addr> = state.records.values().filter_map(|record| record.address).collect();
+        let range = match record.id.kind.as_str() {
+            MACHINE => Some(layout::MACHINES),
+            LOAD_BALANCER => Some(layout::LOAD_BALANCERS),
+            _ => None,
+        };
+        if let Some(range) = range {
+            let full = || Error::provider(format!("could not create {}: the cluster's subnet {subnet}/24 is full", record.id));
+            record.address = Some(layout::free_address(subnet, range, &taken).ok_or_else(full)?);
+        }
+        if record.id.kind == MACHINE {
+            record.host_key = Some(hostkey::generate(&record.id.name)?.0);
+        }
+        record.save(&self.layout)?;
+        state.records.insert(record.id.clone(), record.clone());
+        drop(state);
+        self.bump();
+        Ok(record)
+    }
+
+    /// Writes the record, then shows it.
+    fn keep(&self, record: Record) -> Result<()> {
+        record.save(&self.layout)?;
+        self.state.lock().records.insert(record.id.clone(), record);
+        self.bump();
+        Ok(())
+    }
+
+    fn record(&self, id: &Id) -> Result<Record> {
+        self.state.lock().records.get(id).cloned().ok_or_else(|| Error::internal(format!("{id} is not on record")))
+    }
+
+    async fn make(self: &Arc<Self>, id: &Id) -> Result<()> {
+        let mut record = self.record(id)?;
+        match id.kind.as_str() {
+            NETWORK => self.open_network(&record).await?,
+            MACHINE => {
+                if !matches!(self.state.lock().machines.get(&id.name), Some(Life::Running { .. })) {
+                    self.start(&id.name).await?;
+                }
+            }
+            LOAD_BALANCER => self.serve(&record).await?,
+            _ => fs::create_dir_all(self.layout.filesystems().join(&id.name)).or_fail(Kind::Host, || format!("could not make {id}"))?,
+        }
+        record.stage = Stage::Made;
+        self.keep(record)?;
+        if id.kind == MACHINE {
+            self.refresh_balancers().await;
+        }
+        Ok(())
+    }
+
+    async fn unmake(self: &Arc<Self>, id: &Id) -> Result<()> {
+        let record = self.record(id)?;
+        let (layout, name) = (self.layout.clone(), id.name.clone());
+        match id.kind.as_str() {
+            NETWORK => {
+                self.network.close().await;
+                blocking(move || fabric::remove(&layout)).await?;
+            }
+            MACHINE => {
+                self.state.lock().machines.insert(name.clone(), Life::Stopped("deleted".into()));
+                blocking(move || machine::remove(&layout, &name)).await?;
+                self.state.lock().machines.remove(&id.name);
+            }
+            LOAD_BALANCER => {
+                let balancer = self.state.lock().balancers.remove(&name);
+                drop(balancer);
+                if let Some(address) = record.address {
+                    blocking(move || fabric::remove_address(&layout, address)).await?;
+                }
+            }
+            _ => {
+                let folder = layout.filesystems().join(&name);
+                let failed = format!("could not remove {}", folder.display());
+                blocking(move || match fs::remove_dir_all(&folder) {
+                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).or_fail(Kind::Host, || failed),
+                    _ => Ok(()),
+                })
+                .await?;
+            }
+        }
+        record.forget(&self.layout)?;
+        self.state.lock().records.remove(id);
+        self.bump();
+        if id.kind == MACHINE {
+            self.refresh_balancers().await;
+        }
+        Ok(())
+    }
+
+    async fn update(self: &Arc<Self>, record: Record, body: Body) -> Result<()> {
+        let record = Record { spec: body.spec, needs: body.needs, ..record };
+        check_spec(&record)?;
+        self.keep(record.clone())?;
+        match record.id.kind.as_str() {
+            MACHINE => {
+                let (layout, spec) = (self.layout.clone(), record.spec::<MachineSpec>()?);
+                blocking(move || machine::update(&layout, &record, &spec)).await
+            }
+            LOAD_BALANCER => self.serve(&record).await,
+            _ => Ok(()),
+        }
+    }
+
+    /// A machine that runs is left alone: the same request again must not stop it.
+    async fn repair(self: &Arc<Self>, record: &Record) -> Result<()> {
+        match record.id.kind.as_str() {
+            MACHINE if !matches!(self.state.lock().machines.get(&record.id.name), Some(Life::Running { .. })) => self.start(&record.id.name).await,
+            MACHINE => Ok(()),
+            LOAD_BALANCER => self.serve(record).await,
+            NETWORK => self.open_network(record).await,
+            _ => self.make(&record.id).await,
+        }
+    }
+
+    /// Children before parents, whoever asks.
+    fn check_unused(&self, record: &Record) -> Result<()> {
+        let state = self.state.lock();
+        let user = state.records.keys().find(|id| record.id.kind == NETWORK && **id != record.id);
+        user.map_or(Ok(()), |user| Err(Error::provider(format!("could not delete {}: {user} still uses it", record.id))))
+    }
+
+    async fn open_network(&self, record: &Record) -> Result<()> {
+        let subnet = record.address.ok_or_else(|| Error::internal("the network has no subnet on record"))?;
+        let layout = self.layout.clone();
+        blocking(move || fabric::ensure(&layout, subnet)).await?;
+        self.network.open((layout::address(subnet, layout::GATEWAY), layout::API_PORT).into()).await
+    }
+
+    // --- load balancers ---
+
+    /// Serves what the record says, from now on and without a dropped connection.
+    async fn serve(&self, record: &Record) -> Result<()> {
+        let address = record.address.ok_or_else(|| Error::internal(format!("{} has no address on record", record.id)))?;
+        let layout = self.layout.clone();
+        blocking(move || fabric::add_address(&layout, address)).await?;
+        let spec: LoadBalancerSpec = record.spec()?;
+        let balancer = self.state.lock().balancers.get(&record.id.name).cloned().unwrap_or_default();
+        let listeners = self.listeners(address, &spec);
+        let applied = balancer.clone();
+        self.network.run(async move { applied.apply(&listeners) }).await?.or_fail(Kind::Host, || format!("could not serve {}", record.id))?;
+        self.state.lock().balancers.insert(record.id.name.clone(), balancer);
+        Ok(())
+    }
+
+    fn listeners(&self, address: Ipv4Addr, spec: &LoadBalancerSpec) -> Vec<Listener> {
+        let state = self.state.lock();
+        let machine = |name: &String| Some((name.clone(), state.records.get(&Id::new(MACHINE, name))?.address?));
+        let machines: Vec<(String, Ipv4Addr)> = spec.machines.iter().filter_map(machine).collect();
+        let listener = |listener: &crate::providers::resources::ListenerSpec| Listener {
+            address: (address, listener.port).into(),
+            backends: machines.iter().map(|(name, address)| Backend { name: name.clone(), address: (*address, listener.node_port).into() }).collect(),
+        };
+        spec.listeners.iter().map(listener).collect()
+    }
+
+    /// After machines came or went: their addresses may be known only now.
+    async fn refresh_balancers(&self) {
+        let records: Vec<Record> = self.state.lock().records.values().filter(|record| record.id.kind == LOAD_BALANCER && record.stage == Stage::Made).cloned().collect();
+        for record in records {
+            if let Err(error) = self.serve(&record).await {
+                tracing::warn!("{}", error.chain());
+            }
+        }
+    }
+
+    // --- machines ---
+
+    /// At the daemon's start: whether the machine runs, and its end seen if it does.
+    fn find_machine(self: &Arc<Self>, name: &str) -> Result<()> {
+        let life = match machine::alive(&self.layout, name)? {
+            Some(running) => Life::Running { shim: running.shim, since: Instant::now() },
+            None => Life::Stopped(shim::last_exit(&self.layout, name).map_or("its host went down".into(), |exit| exit.why)),
+        };
+        if let Life::Running { shim, .. } = life {
+            self.watch(name, shim);
+        }
+        self.state.lock().machines.insert(name.into(), life);
+        Ok(())
+    }
+
+    async fn start(self: &Arc<Self>, name: &str) -> Result<()> {
+        self.set_life(name, Life::Starting);
+        let outcome = self.run_shim(name).await;
+        match &outcome {
+            Ok(shim) => {
+                self.set_life(name, Life::Running { shim: *shim, since: Instant::now() });
+                self.watch(name, *shim);
+            }
+            Err(error) => self.set_life(name, Life::Stopped(error.chain())),
+        }
+        outcome.map(drop)
+    }
+
+    fn set_life(&self, name: &str, life: Life) {
+        self.state.lock().machines.insert(name.into(), life);
+        self.bump();
+    }
+
+    async fn run_shim(&self, name: &str) -> Result<i32> {
+        let failed = || format!("could not start machine {name}");
+        fs::create_dir_all(self.layout.machine(name)).or_fail(Kind::Host, failed)?;
+        let log = fs::OpenOptions::new().create(true).append(true).open(self.layout.machine(name).join("shim.log")).or_fail(Kind::Host, failed)?;
+        let mut command = tokio::process::Command::new("/proc/self/exe");
+        command.args(["local", "shim", &self.layout.uid, name]).env_clear().stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).current_dir("/");
+        // SAFETY: setsid is a plain system call.
+        unsafe {
+            command.pre_exec(|| {
+                libc::setsid();
+                Ok(())
+            });
+        }
+        let mut shim = command.spawn().or_fail(Kind::Host, failed)?;
+        let pid = shim.id().ok_or_else(|| Error::internal(failed()))? as i32;
+        let mut line = String::new();
+        if let Some(stdout) = shim.stdout.take() {
+            // Bounded: an error is a sentence.
+            let read = async { BufReader::new(stdout.take(16 << 10)).read_line(&mut line).await };
+            let _ = tokio::time::timeout(SHIM_TIMEOUT, read).await;
+        }
+        let ready = line.trim() == "ready";
+        if !ready {
+            let _ = shim.start_kill();
+        }
+        // Its end is seen by `watch`; here it is only collected.
+        tokio::spawn(async move { shim.wait().await });
+        match line.trim().strip_prefix("error ") {
+            _ if ready => Ok(pid),
+            Some(error) => Err(Error::host(failed()).because(error.to_string())),
+            None => Err(Error::host(failed()).hint(format!("see {}", self.layout.machine(name).join("shim.log").display()))),
+        }
+    }
+
+    /// Sees the end of the machine's shim, whoever its parent is.
+    fn watch(self: &Arc<Self>, name: &str, shim: i32) {
+        let (cloud, name) = (self.clone(), name.to_string());
+        tokio::spawn(async move {
+            if let Some(fd) = crate::supervisor::open_pidfd(shim)
+                && let Ok(fd) = tokio::io::unix::AsyncFd::with_interest(fd, tokio::io::Interest::READABLE)
+            {
+                let _ = fd.readable().await;
+            }
+            cloud.ended(&name, shim).await;
+        });
+    }
+
+    async fn ended(self: &Arc<Self>, name: &str, shim: i32) {
+        let exit = shim::last_exit(&self.layout, name);
+        {
+            let mut state = self.state.lock();
+            // It may have been stopped on purpose, or started again, since.
+            let Some(Life::Running { shim: current, since }) = state.machines.get(name) else { return };
+            if *current != shim {
+                return;
+            }
+            if since.elapsed() > HEALTHY_AFTER {
+                state.pauses.remove(name);
+            }
+            let why = exit.as_ref().map_or("its shim was killed".into(), |exit| exit.why.clone());
+            tracing::info!("machine {name} ended: {why}");
+            state.machines.insert(name.into(), Life::Stopped(why));
+        }
+        self.bump();
+        if exit.is_some_and(|exit| exit.reboot) {
+            self.restart(name, Duration::ZERO).await;
+        } else {
+            self.revive(name).await;
+        }
+    }
+
+    /// Machines of the control plane are started again by the cloud: the loop that would repair them lives there.
+    async fn revive(self: &Arc<Self>, name: &str) {
+        loop {
+            let Ok(record) = self.record(&Id::new(MACHINE, name)) else { return };
+            let control_plane = record.spec::<MachineSpec>().is_ok_and(|spec| spec.role == "control-plane");
+            let stopped = matches!(self.state.lock().machines.get(name), Some(Life::Stopped(_)));
+            if record.stage != Stage::Made || !control_plane || !stopped {
+                return;
+            }
+            let pause = self.state.lock().pauses.get(name).copied().unwrap_or_default();
+            self.state.lock().pauses.insert(name.into(), (pause * 2).clamp(FIRST_PAUSE, HEALTHY_AFTER));
+            self.restart(name, pause).await;
+        }
+    }
+
+    async fn restart(self: &Arc<Self>, name: &str, pause: Duration) {
+        tokio::time::sleep(pause).await;
+        let id = Id::new(MACHINE, name);
+        let work = async |cloud: &Arc<Cloud>| {
+            let wanted = cloud.record(&id).is_ok_and(|record| record.stage == Stage::Made);
+            let stopped = matches!(cloud.state.lock().machines.get(name), Some(Life::Stopped(_)));
+            if wanted && stopped { cloud.start(name).await } else { Ok(()) }
+        };
+        if let Err(error) = self.turn(&id, work).await {
+            tracing::warn!("{}", error.chain());
+        }
+    }
+}
+
+fn fenced(epoch: u64, current: &Epoch) -> Error {
+    Error::conflict(format!("another writer acts on this cluster: {} with epoch {}, this request came with {epoch}", current.owner, current.number))
+}
+
+/// A wish that this cloud can never fulfil is refused before anything exists.
+fn check_spec(record: &Record) -> Result<()> {
+    match record.id.kind.as_str() {
+        NETWORK => Ok(()),
+        MACHINE => record.spec::<MachineSpec>().map(drop),
+        FILESYSTEM => record.spec::<FilesystemSpec>().map(drop),
+        LOAD_BALANCER => match record.spec::<LoadBalancerSpec>()?.listeners.iter().find(|listener| listener.protocol != "TCP") {
+            Some(other) => Err(Error::provider(format!("could not create {}: the local load balancer serves TCP, not {}", record.id, other.protocol))),
+            None => Ok(()),
+        },
+        kind => Err(Error::provider(format!("the local cloud has no {kind}"))),
+    }
+}
+
+/// System calls that take milliseconds, off the runtime's threads.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.or_fail(Kind::Internal, || "a task of the local cloud died")?
+}
