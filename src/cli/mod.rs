@@ -3,6 +3,7 @@
 mod agent;
 mod completions;
 mod demo;
+mod hidden;
 mod image;
 mod init;
 mod logging;
@@ -52,6 +53,10 @@ pub fn main() -> ExitCode {
     }
     if first.as_deref() == Some("host".as_ref()) {
         return crate::bootstrap::host::main();
+    }
+    let arguments: Vec<String> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
+    if let Some(code) = hidden::dispatch(&arguments) {
+        return code;
     }
     let cli = Cli::parse();
     match run(cli.command) {

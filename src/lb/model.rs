@@ -55,7 +55,8 @@ impl Pool {
     /// must not turn clients away, and one that has just come up answers before its next check.
     pub fn pick(&mut self, tried: &[SocketAddr]) -> Option<SocketAddr> {
         let count = self.members.len();
-        let turns = (0..count).map(|step| (self.turn + step) % count).filter(|place| !tried.contains(&self.members[*place].backend.address));
+        let turns =
+            (0..count).map(|step| (self.turn + step) % count).filter(|place| !tried.contains(&self.members[*place].backend.address));
         let best = turns.min_by_key(|place| (!self.members[*place].up, self.members[*place].connections))?;
         self.turn = best + 1;
         Some(self.members[best].backend.address)

@@ -47,7 +47,8 @@ impl Balancer {
     pub fn apply(&self, wish: &[Listener]) -> io::Result<()> {
         let mut listeners = self.listeners.lock();
         let new = wish.iter().filter(|listener| !listeners.contains_key(&listener.address));
-        let new = new.map(|listener| Serving::start(listener).map(|serving| (listener.address, serving))).collect::<io::Result<Vec<_>>>()?;
+        let new =
+            new.map(|listener| Serving::start(listener).map(|serving| (listener.address, serving))).collect::<io::Result<Vec<_>>>()?;
         listeners.retain(|address, _| wish.iter().any(|listener| listener.address == *address));
         listeners.extend(new);
         for listener in wish {
@@ -152,7 +153,9 @@ async fn check(pool: Arc<Mutex<Pool>>) {
 fn give_up_on_silence(stream: &TcpStream) {
     let set = |level, name, value: libc::c_int| {
         // SAFETY: the descriptor is open, the value is a C int as its length says. A refusal only costs the early end.
-        unsafe { libc::setsockopt(stream.as_raw_fd(), level, name, (&raw const value).cast(), size_of::<libc::c_int>() as libc::socklen_t) };
+        unsafe {
+            libc::setsockopt(stream.as_raw_fd(), level, name, (&raw const value).cast(), size_of::<libc::c_int>() as libc::socklen_t)
+        };
     };
     set(libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1);
     set(libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, 30);
@@ -209,7 +212,10 @@ mod tests {
             assert_eq!(ask(front).await.unwrap(), "alive hello");
         }
         let health = balancer.health();
-        assert_eq!(health.iter().map(|(_, name, up)| (name.as_str(), *up)).collect::<Vec<_>>(), [(dead.to_string().as_str(), false), (alive.to_string().as_str(), true)]);
+        assert_eq!(
+            health.iter().map(|(_, name, up)| (name.as_str(), *up)).collect::<Vec<_>>(),
+            [(dead.to_string().as_str(), false), (alive.to_string().as_str(), true)]
+        );
     }
 
     #[tokio::test]

@@ -98,7 +98,8 @@ pub fn wait_ready(name: &str, ready: &Ready, timeout: Duration) -> Result<()> {
         }
         if Instant::now() > deadline {
             let last_exit = status.last_exit.map(|exit| format!(", last process ended: {exit}")).unwrap_or_default();
-            let message = format!("service {name} is not ready after {timeout:?} ({:?}, {} restarts{last_exit})", status.state, status.restarts);
+            let message =
+                format!("service {name} is not ready after {timeout:?} ({:?}, {} restarts{last_exit})", status.state, status.restarts);
             return Err(Error::timeout(message).hint(format!("its log: {}", status.log)));
         }
         std::thread::sleep(POLL);
@@ -106,9 +107,8 @@ pub fn wait_ready(name: &str, ready: &Ready, timeout: Duration) -> Result<()> {
 }
 
 fn wait_gone(name: &str) -> Result<()> {
-    let gone = || {
-        status().is_ok_and(|services| services.iter().filter(|status| status.name == name).all(|status| status.state == State::Stopped))
-    };
+    let gone =
+        || status().is_ok_and(|services| services.iter().filter(|status| status.name == name).all(|status| status.state == State::Stopped));
     // The longest stop timeout in use, and then SIGKILL.
     wait_until(Duration::from_secs(60), &format!("service {name} did not stop"), gone)
 }

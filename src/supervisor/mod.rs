@@ -12,7 +12,6 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-pub use process::open_pidfd;
 pub use run::{READY_ADDRESS, READY_FD, init, supervise};
 
 /// Control socket (0600), definitions, logs, and what is running now (gone after a boot).
@@ -124,13 +123,23 @@ pub enum State {
 #[serde(rename_all = "camelCase", tag = "do")]
 enum Command {
     /// Writes the definition and makes it run; restarts it only if definition or revision differ.
-    Ensure { service: Service },
-    Start { name: String },
+    Ensure {
+        service: Service,
+    },
+    Start {
+        name: String,
+    },
     /// Until the next boot, `start` or `ensure`.
-    Stop { name: String },
-    Restart { name: String },
+    Stop {
+        name: String,
+    },
+    Restart {
+        name: String,
+    },
     /// Stops it and forgets its definition.
-    Remove { name: String },
+    Remove {
+        name: String,
+    },
     Status,
 }
 

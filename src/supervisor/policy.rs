@@ -23,7 +23,8 @@ pub fn order(services: &BTreeMap<String, Service>) -> Vec<String> {
     let mut order = Vec::new();
     while order.len() < services.len() {
         let ready = |service: &&Service| {
-            !done.contains(service.name.as_str()) && service.after.iter().all(|name| done.contains(name.as_str()) || !services.contains_key(name))
+            !done.contains(service.name.as_str())
+                && service.after.iter().all(|name| done.contains(name.as_str()) || !services.contains_key(name))
         };
         let next = services.values().find(ready).or_else(|| services.values().find(|service| !done.contains(service.name.as_str())));
         let next = next.expect("fewer ordered than there are");

@@ -1,12 +1,11 @@
 //! Starting, signalling and recognising the processes of services.
 
 use super::{LOGS, RUNNING, Service};
+use crate::sys::process::Identity;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
-use serde::{Deserialize, Serialize};
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -25,38 +24,6 @@ pub fn log_file(name: &str) -> PathBuf {
     Path::new(LOGS).join(format!("{name}.log"))
 }
 
-/// A process as known across a restart of the service manager: a pid alone may have been given to another.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Identity {
-    pub pid: i32,
-    /// Clock ticks after boot, from /proc/<pid>/stat.
-    pub start_time: u64,
-}
-
-impl Identity {
-    /// `None` when there is no such process, or it is a zombie.
-    pub fn of(pid: i32) -> Option<Identity> {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-        let start_time = fields.get(19)?.parse().ok()?;
-        (fields.first() != Some(&"Z") && fields.first() != Some(&"X")).then_some(Identity { pid, start_time })
-    }
-
-    pub fn is_alive(&self) -> bool {
-        Identity::of(self.pid).as_ref() == Some(self)
-    }
-}
-
-/// Readable once the process has ended, child or not. `None` when it has ended already.
-pub fn open_pidfd(pid: i32) -> Option<OwnedFd> {
-    // SAFETY: plain system call with integer arguments; a non-negative result is a descriptor that nobody else owns.
-    unsafe {
-        let fd = libc::syscall(libc::SYS_pidfd_open, pid, 0);
-        (fd >= 0).then(|| OwnedFd::from_raw_fd(fd as i32))
-    }
-}
-
 /// Starts the service as its own session, with its log as output.
 pub fn spawn(service: &Service) -> io::Result<Identity> {
     fs::create_dir_all(LOGS)?;
@@ -64,7 +31,11 @@ pub fn spawn(service: &Service) -> io::Result<Identity> {
     let oom_score_adj = service.oom_score_adj.map(|score| score.to_string());
     let mut command = Command::new(&service.argv[0]);
     command.args(&service.argv[1..]).current_dir("/").stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-    command.env_clear().env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin").env("HOME", "/root").env("LANG", "C.UTF-8");
+    command
+        .env_clear()
+        .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+        .env("HOME", "/root")
+        .env("LANG", "C.UTF-8");
     command.envs(&service.env);
     // SAFETY: only system calls between fork and exec, in a process of one thread.
     unsafe {
@@ -118,12 +89,5 @@ mod tests {
         assert_eq!(signal("TERM"), Some(Signal::SIGTERM));
         assert_eq!(signal("SIGQUIT"), Some(Signal::SIGQUIT));
         assert_eq!(signal("NOSUCH"), None);
-    }
-
-    #[test]
-    fn a_process_is_recognised_by_pid_and_start_time() {
-        let me = Identity::of(std::process::id() as i32).expect("I exist");
-        assert!(me.is_alive());
-        assert!(!Identity { start_time: me.start_time + 1, ..me }.is_alive());
     }
 }

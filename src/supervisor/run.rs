@@ -1,9 +1,10 @@
 //! The service manager's one loop: signals, the control socket, and services that end.
 
-use super::process::{self, Identity};
+use super::process;
 use super::{Answer, Command, DEFINITIONS, RUNNING, SOCKET, Service, State, Status, definition_file, policy};
 use crate::error::{Context, Kind, Result};
 use crate::sys::files;
+use crate::sys::process::{Identity, open_pidfd};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -228,7 +229,7 @@ impl Manager {
     }
 
     fn adopt(&mut self, name: &str, identity: Identity) {
-        let adopted = process::open_pidfd(identity.pid);
+        let adopted = open_pidfd(identity.pid);
         match (self.units.get_mut(name), adopted) {
             (Some(unit), Some(fd)) => unit.enter(Phase::Running(Process { identity, adopted: Some(fd) })),
             _ => self.start(name),
@@ -439,7 +440,10 @@ fn load() -> BTreeMap<String, Unit> {
     let files = fs::read_dir(DEFINITIONS).into_iter().flatten().flatten().map(|entry| entry.path());
     let mut units = BTreeMap::new();
     for path in files.filter(|path| path.extension().is_some_and(|extension| extension == "json")) {
-        match fs::read(&path).map_err(|error| error.to_string()).and_then(|text| serde_json::from_slice::<Service>(&text).map_err(|error| error.to_string())) {
+        match fs::read(&path)
+            .map_err(|error| error.to_string())
+            .and_then(|text| serde_json::from_slice::<Service>(&text).map_err(|error| error.to_string()))
+        {
             Ok(service) if service.problem().is_none() => drop(units.insert(service.name.clone(), Unit::new(service))),
             Ok(service) => eprintln!("{}: {}", path.display(), service.problem().unwrap_or_default()),
             Err(error) => eprintln!("could not read {}: {error}", path.display()),

@@ -1,7 +1,9 @@
 //! The shell's tools: files, locks, processes, TLS, randomness, time. Only doors and composition roots may use them.
 
+pub mod cgroups;
 pub mod executable;
 pub mod files;
 pub mod oci;
 pub mod paths;
+pub mod process;
 pub mod random;

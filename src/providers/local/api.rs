@@ -3,28 +3,16 @@
 //! `GET /v1/observe`, `POST /v1/execute`, `GET|POST /v1/epoch`, `GET /v1/changes?after=...` (answers when something has changed),
 //! `GET /v1/credentials` (unix socket only).
 
-use crate::engine::{Observed, Request};
+use crate::engine::Observed;
+use crate::engine::handoff::Epoch;
 use crate::error::{Error, Kind};
 use serde::{Deserialize, Serialize};
 
-/// Who may act on the cluster: one writer at a time. A higher number wins; requests with a lower one are refused.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Epoch {
-    pub number: u64,
-    pub owner: String,
-}
-
+/// Compare-and-swap of the writer's record.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct TakeEpoch {
-    /// The number that must still be current.
-    pub expect: u64,
-    pub owner: String,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-pub struct Execute {
-    pub request: Request,
-    pub epoch: u64,
+pub struct SwapEpoch {
+    pub expected: Option<Epoch>,
+    pub next: Epoch,
 }
 
 #[derive(Debug, Serialize, Deserialize)]

@@ -12,6 +12,7 @@ use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -63,7 +64,9 @@ impl Way {
                 }
             }
         };
-        let (status, text) = tokio::time::timeout(ANSWER_TIMEOUT, answer).await.or_fail(Kind::Transient, || "the local cloud's daemon does not answer")??;
+        let (status, text) = tokio::time::timeout(ANSWER_TIMEOUT, answer)
+            .await
+            .or_fail(Kind::Transient, || "the local cloud's daemon does not answer")??;
         let unreadable = || "could not understand the local cloud's daemon";
         if status.is_success() {
             return serde_json::from_slice(&text).or_fail(Kind::Internal, unreadable);
@@ -72,7 +75,13 @@ impl Way {
     }
 }
 
-async fn talk(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, method: &str, path: &str, token: Option<&str>, body: Bytes) -> Result<(http::StatusCode, Bytes)> {
+async fn talk(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    method: &str,
+    path: &str,
+    token: Option<&str>,
+    body: Bytes,
+) -> Result<(http::StatusCode, Bytes)> {
     let failed = || "lost the connection to the local cloud's daemon";
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.or_fail(Kind::Transient, failed)?;
     tokio::spawn(connection);
@@ -92,7 +101,7 @@ pub async fn is_served(layout: &Layout) -> bool {
 }
 
 /// Starts the cluster's daemon where none answers; also after a host's reboot, when all it finds is files.
-pub async fn ensure_daemon(layout: &Layout, cluster: &Cluster) -> Result<()> {
+pub async fn ensure_daemon(program: &Path, layout: &Layout, cluster: &Cluster) -> Result<()> {
     let failed = || "could not start the local cloud's daemon";
     let deadline = Instant::now() + START_TIMEOUT;
     while !is_served(layout).await {
@@ -109,7 +118,7 @@ pub async fn ensure_daemon(layout: &Layout, cluster: &Cluster) -> Result<()> {
         }
         match lock::try_take(&layout.lock()) {
             Ok(Some(held)) => {
-                daemon::spawn(layout, held)?;
+                daemon::spawn(program, layout, held)?;
                 // It holds the lock until it ends, and answers soon; one that ended at once shows by the lock.
                 wait_for_start(layout).await;
             }

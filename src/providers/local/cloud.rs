@@ -1,11 +1,12 @@
 //! The local cloud itself: what a request does. Intent is on disk before anything is made, and everything else follows from records,
 //! so the next daemon finishes what this one began.
 
-use super::api::{Credentials, Epoch, TakeEpoch, View};
+use super::api::{Credentials, SwapEpoch, View};
 use super::layout::{self, Layout};
 use super::network::Network;
 use super::record::{self, Body, Record, Stage};
 use super::{fabric, hostkey, machine, shim, sweep};
+use crate::engine::handoff::Epoch;
 use crate::engine::{Cluster, Id, Observed, Phase, Request, Verb};
 use crate::error::{Context, Error, Kind, Result};
 use crate::lb::{Backend, Balancer, Listener};
@@ -43,7 +44,7 @@ struct State {
     /// Before the next restart by the cloud.
     pauses: HashMap<String, Duration>,
     balancers: HashMap<String, Arc<Balancer>>,
-    epoch: Epoch,
+    epoch: Option<Epoch>,
     /// Requests under way; nothing closes meanwhile.
     active: usize,
     closing: bool,
@@ -65,7 +66,7 @@ const SHIM_TIMEOUT: Duration = Duration::from_secs(45);
 impl Cloud {
     pub fn open(cluster: Cluster, layout: Layout, network: Network) -> Result<Arc<Cloud>> {
         let records = record::all(&layout)?.into_iter().map(|record| (record.id.clone(), record)).collect();
-        let epoch = record::read(&layout.epoch())?.unwrap_or_default();
+        let epoch = record::read(&layout.epoch())?;
         Ok(Arc::new(Cloud {
             cluster,
             layout,
@@ -84,7 +85,8 @@ impl Cloud {
         if let Some(network) = records.iter().find(|record| record.id.kind == NETWORK && record.stage == Stage::Made) {
             self.open_network(network).await?;
         }
-        let machines: Vec<String> = records.iter().filter(|record| record.id.kind == MACHINE).map(|record| record.id.name.clone()).collect();
+        let machines: Vec<String> =
+            records.iter().filter(|record| record.id.kind == MACHINE).map(|record| record.id.name.clone()).collect();
         for name in sweep::unrecorded_machines(&self.layout, &machines) {
             let layout = self.layout.clone();
             blocking(move || machine::remove(&layout, &name)).await?;
@@ -102,7 +104,9 @@ impl Cloud {
                         cloud.revive(&record.id.name).await;
                         Ok(())
                     }
-                    Stage::Made if record.id.kind == LOAD_BALANCER => cloud.turn(&record.id, async |cloud| cloud.serve(&record).await).await,
+                    Stage::Made if record.id.kind == LOAD_BALANCER => {
+                        cloud.turn(&record.id, async |cloud| cloud.serve(&record).await).await
+                    }
                     Stage::Made => Ok(()),
                 };
                 if let Err(error) = outcome {
@@ -177,8 +181,8 @@ impl Cloud {
             Stage::Deleting => phase = Phase::Deleting,
             Stage::Made => {}
         }
-        let (id, spec, needs) = (record.id.clone(), record.spec.clone(), record.needs.clone());
-        Observed { id, handle, generation: record.generation, phase, spec, outputs, needs }
+        let needs = needs(record, state.records.keys());
+        Observed { id: record.id.clone(), handle, generation: record.generation, phase, spec: record.spec.clone(), outputs, needs }
     }
 
     fn observe_one(&self, id: &Id) -> Option<Observed> {
@@ -188,25 +192,23 @@ impl Cloud {
 
     // --- who may act ---
 
-    pub fn epoch(&self) -> Epoch {
+    pub fn epoch(&self) -> Option<Epoch> {
         self.state.lock().epoch.clone()
     }
 
-    /// Compare-and-swap. The same call again, after a lost reply, finds itself in possession.
-    pub fn take_epoch(&self, take: TakeEpoch) -> Result<Epoch> {
+    /// The same call again, after a lost reply, finds what it wanted in place.
+    pub fn swap_epoch(&self, swap: SwapEpoch) -> Result<bool> {
         let mut state = self.state.lock();
-        let current = &state.epoch;
-        if current.number == take.expect + 1 && current.owner == take.owner {
-            return Ok(current.clone());
+        if state.epoch.as_ref() == Some(&swap.next) {
+            return Ok(true);
         }
-        if current.number != take.expect {
-            return Err(fenced(take.expect, current));
+        if state.epoch != swap.expected {
+            return Ok(false);
         }
-        let next = Epoch { number: take.expect + 1, owner: take.owner };
-        let text = serde_json::to_vec(&next).or_fail(Kind::Internal, || "could not write the epoch")?;
+        let text = serde_json::to_vec(&swap.next).or_fail(Kind::Internal, || "could not write the epoch")?;
         files::write_atomic(&self.layout.epoch(), &text, 0o600).or_fail(Kind::Host, || "could not write the epoch")?;
-        state.epoch = next.clone();
-        Ok(next)
+        state.epoch = Some(swap.next);
+        Ok(true)
     }
 
     pub fn credentials(&self, token: &str, certificate: &str) -> Result<Credentials> {
@@ -220,10 +222,10 @@ impl Cloud {
     // --- effects ---
 
     /// Returns when the thing is ready or gone. The flag says that this was the last one, and the cloud is closed.
-    pub async fn execute(self: Arc<Self>, request: Request, epoch: u64) -> Result<(Option<Observed>, bool)> {
+    pub async fn execute(self: Arc<Self>, request: Request) -> Result<(Option<Observed>, bool)> {
         record::check_name(&request.id)?;
         self.begin()?;
-        let outcome = self.turn(&request.id, async |cloud| cloud.act(&request, epoch).await).await;
+        let outcome = self.turn(&request.id, async |cloud| cloud.act(&request).await).await;
         let closed = self.end(outcome.is_ok() && request.verb == Verb::Delete);
         if closed {
             self.close()?;
@@ -279,10 +281,10 @@ impl Cloud {
         work(self).await
     }
 
-    async fn act(self: &Arc<Self>, request: &Request, epoch: u64) -> Result<Option<Observed>> {
-        let current = self.epoch();
-        if epoch < current.number {
-            return Err(fenced(epoch, &current));
+    async fn act(self: &Arc<Self>, request: &Request) -> Result<Option<Observed>> {
+        if let Some(current) = self.epoch().filter(|current| request.epoch < current.epoch) {
+            let message = format!("another writer acts on this cluster: {} with epoch {}", current.owner, current.epoch);
+            return Err(Error::conflict(message).because(format!("this request came with epoch {}", request.epoch)));
         }
         let existing = self.state.lock().records.get(&request.id).cloned();
         let missing = || Error::provider(format!("{} does not exist", request.id));
@@ -380,11 +382,7 @@ impl Cloud {
             _ => fs::create_dir_all(self.layout.filesystems().join(&id.name)).or_fail(Kind::Host, || format!("could not make {id}"))?,
         }
         record.stage = Stage::Made;
-        self.keep(record)?;
-        if id.kind == MACHINE {
-            self.refresh_balancers().await;
-        }
-        Ok(())
+        self.keep(record)
     }
 
     async fn unmake(self: &Arc<Self>, id: &Id) -> Result<()> {
@@ -396,7 +394,8 @@ impl Cloud {
                 blocking(move || fabric::remove(&layout)).await?;
             }
             MACHINE => {
-                self.state.lock().machines.insert(name.clone(), Life::Stopped("deleted".into()));
+                self.set_life(&name, Life::Stopped("deleted".into()));
+                self.refresh_balancers().await;
                 blocking(move || machine::remove(&layout, &name)).await?;
                 self.state.lock().machines.remove(&id.name);
             }
@@ -420,14 +419,11 @@ impl Cloud {
         record.forget(&self.layout)?;
         self.state.lock().records.remove(id);
         self.bump();
-        if id.kind == MACHINE {
-            self.refresh_balancers().await;
-        }
         Ok(())
     }
 
     async fn update(self: &Arc<Self>, record: Record, body: Body) -> Result<()> {
-        let record = Record { spec: body.spec, needs: body.needs, ..record };
+        let record = Record { spec: body.spec, ..record };
         check_spec(&record)?;
         self.keep(record.clone())?;
         match record.id.kind.as_str() {
@@ -443,7 +439,9 @@ impl Cloud {
     /// A machine that runs is left alone: the same request again must not stop it.
     async fn repair(self: &Arc<Self>, record: &Record) -> Result<()> {
         match record.id.kind.as_str() {
-            MACHINE if !matches!(self.state.lock().machines.get(&record.id.name), Some(Life::Running { .. })) => self.start(&record.id.name).await,
+            MACHINE if !matches!(self.state.lock().machines.get(&record.id.name), Some(Life::Running { .. })) => {
+                self.start(&record.id.name).await
+            }
             MACHINE => Ok(()),
             LOAD_BALANCER => self.serve(record).await,
             NETWORK => self.open_network(record).await,
@@ -476,7 +474,10 @@ impl Cloud {
         let balancer = self.state.lock().balancers.get(&record.id.name).cloned().unwrap_or_default();
         let listeners = self.listeners(address, &spec);
         let applied = balancer.clone();
-        self.network.run(async move { applied.apply(&listeners) }).await?.or_fail(Kind::Host, || format!("could not serve {}", record.id))?;
+        self.network
+            .run(async move { applied.apply(&listeners) })
+            .await?
+            .or_fail(Kind::Host, || format!("could not serve {}", record.id))?;
         self.state.lock().balancers.insert(record.id.name.clone(), balancer);
         Ok(())
     }
@@ -484,17 +485,29 @@ impl Cloud {
     fn listeners(&self, address: Ipv4Addr, spec: &LoadBalancerSpec) -> Vec<Listener> {
         let state = self.state.lock();
         let machine = |name: &String| Some((name.clone(), state.records.get(&Id::new(MACHINE, name))?.address?));
-        let machines: Vec<(String, Ipv4Addr)> = spec.machines.iter().filter_map(machine).collect();
+        let mut machines: Vec<(String, Ipv4Addr)> = spec.machines.iter().filter_map(machine).collect();
+        // What is known to be off need not be found out by a client's timeout.
+        machines.retain(|(name, _)| matches!(state.machines.get(name), Some(Life::Running { .. })));
         let listener = |listener: &crate::providers::resources::ListenerSpec| Listener {
             address: (address, listener.port).into(),
-            backends: machines.iter().map(|(name, address)| Backend { name: name.clone(), address: (*address, listener.node_port).into() }).collect(),
+            backends: machines
+                .iter()
+                .map(|(name, address)| Backend { name: name.clone(), address: (*address, listener.node_port).into() })
+                .collect(),
         };
         spec.listeners.iter().map(listener).collect()
     }
 
-    /// After machines came or went: their addresses may be known only now.
+    /// After machines came, went, or changed their lives.
     async fn refresh_balancers(&self) {
-        let records: Vec<Record> = self.state.lock().records.values().filter(|record| record.id.kind == LOAD_BALANCER && record.stage == Stage::Made).cloned().collect();
+        let records: Vec<Record> = self
+            .state
+            .lock()
+            .records
+            .values()
+            .filter(|record| record.id.kind == LOAD_BALANCER && record.stage == Stage::Made)
+            .cloned()
+            .collect();
         for record in records {
             if let Err(error) = self.serve(&record).await {
                 tracing::warn!("{}", error.chain());
@@ -527,6 +540,7 @@ impl Cloud {
             }
             Err(error) => self.set_life(name, Life::Stopped(error.chain())),
         }
+        self.refresh_balancers().await;
         outcome.map(drop)
     }
 
@@ -538,9 +552,20 @@ impl Cloud {
     async fn run_shim(&self, name: &str) -> Result<i32> {
         let failed = || format!("could not start machine {name}");
         fs::create_dir_all(self.layout.machine(name)).or_fail(Kind::Host, failed)?;
-        let log = fs::OpenOptions::new().create(true).append(true).open(self.layout.machine(name).join("shim.log")).or_fail(Kind::Host, failed)?;
+        let log = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.layout.machine(name).join("shim.log"))
+            .or_fail(Kind::Host, failed)?;
         let mut command = tokio::process::Command::new("/proc/self/exe");
-        command.args(["local", "shim", &self.layout.uid, name]).env_clear().stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).current_dir("/");
+        command
+            .arg0("kprov")
+            .args(["local", "shim", &self.layout.uid, name])
+            .env_clear()
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .current_dir("/");
         // SAFETY: setsid is a plain system call.
         unsafe {
             command.pre_exec(|| {
@@ -573,11 +598,7 @@ impl Cloud {
     fn watch(self: &Arc<Self>, name: &str, shim: i32) {
         let (cloud, name) = (self.clone(), name.to_string());
         tokio::spawn(async move {
-            if let Some(fd) = crate::supervisor::open_pidfd(shim)
-                && let Ok(fd) = tokio::io::unix::AsyncFd::with_interest(fd, tokio::io::Interest::READABLE)
-            {
-                let _ = fd.readable().await;
-            }
+            crate::sys::process::ended(shim).await;
             cloud.ended(&name, shim).await;
         });
     }
@@ -599,6 +620,7 @@ impl Cloud {
             state.machines.insert(name.into(), Life::Stopped(why));
         }
         self.bump();
+        self.refresh_balancers().await;
         if exit.is_some_and(|exit| exit.reboot) {
             self.restart(name, Duration::ZERO).await;
         } else {
@@ -635,8 +657,14 @@ impl Cloud {
     }
 }
 
-fn fenced(epoch: u64, current: &Epoch) -> Error {
-    Error::conflict(format!("another writer acts on this cluster: {} with epoch {}, this request came with {epoch}", current.owner, current.number))
+/// What must outlive it: the network, and of a load balancer the machines it sends to.
+fn needs<'a>(record: &Record, all: impl Iterator<Item = &'a Id>) -> Vec<Id> {
+    let machines = match record.id.kind.as_str() {
+        LOAD_BALANCER => record.spec::<LoadBalancerSpec>().map(|spec| spec.machines).unwrap_or_default(),
+        _ => Vec::new(),
+    };
+    let network = all.filter(|id| id.kind == NETWORK && **id != record.id).cloned();
+    network.chain(machines.into_iter().map(|name| Id::new(MACHINE, name))).collect()
 }
 
 /// A wish that this cloud can never fulfil is refused before anything exists.
@@ -646,7 +674,9 @@ fn check_spec(record: &Record) -> Result<()> {
         MACHINE => record.spec::<MachineSpec>().map(drop),
         FILESYSTEM => record.spec::<FilesystemSpec>().map(drop),
         LOAD_BALANCER => match record.spec::<LoadBalancerSpec>()?.listeners.iter().find(|listener| listener.protocol != "TCP") {
-            Some(other) => Err(Error::provider(format!("could not create {}: the local load balancer serves TCP, not {}", record.id, other.protocol))),
+            Some(other) => {
+                Err(Error::provider(format!("could not create {}: the local load balancer serves TCP, not {}", record.id, other.protocol)))
+            }
             None => Ok(()),
         },
         kind => Err(Error::provider(format!("the local cloud has no {kind}"))),

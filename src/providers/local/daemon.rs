@@ -1,11 +1,11 @@
 //! The daemon's process: how it is started (by the command line, or by a machine's shim when the last one died), and what it serves.
 
-use super::api::{Execute, Executed, Failure, TakeEpoch};
+use super::api::{Executed, Failure, SwapEpoch};
 use super::cloud::Cloud;
 use super::layout::Layout;
 use super::network::Network;
 use super::{lock, record, secret::Secret};
-use crate::engine::Cluster;
+use crate::engine::{Cluster, Request};
 use crate::error::{Context, Error, Kind, Result};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
@@ -18,6 +18,7 @@ use std::fs::{self, File};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,12 +31,15 @@ const CHANGES_TIMEOUT: Duration = Duration::from_secs(30);
 /// With nothing made at all: the command that started it has failed, or died.
 const UNUSED_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// This program, even if its file was replaced since.
+pub const OWN_PROGRAM: &str = "/proc/self/exe";
+
 /// Starts the daemon as its own session and hands it the lock, which never is without an owner.
-pub fn spawn(layout: &Layout, held: File) -> Result<()> {
+pub fn spawn(program: &Path, layout: &Layout, held: File) -> Result<()> {
     let failed = || "could not start the local cloud's daemon";
     let log = fs::OpenOptions::new().create(true).append(true).open(layout.log()).or_fail(Kind::Host, failed)?;
-    let mut command = std::process::Command::new("/proc/self/exe");
-    command.args(["local", "daemon", &layout.uid]).env_clear().env(LOCK_FD, held.as_raw_fd().to_string()).current_dir("/");
+    let mut command = std::process::Command::new(program);
+    command.arg0("kprov").args(["local", "daemon", &layout.uid]).env_clear().env(LOCK_FD, held.as_raw_fd().to_string()).current_dir("/");
     if let Some(filter) = std::env::var_os("KPROV_LOG") {
         command.env("KPROV_LOG", filter);
     }
@@ -147,7 +151,7 @@ impl Doors {
             ("GET", "/v1/observe") => done(Ok(self.cloud.observe())),
             ("POST", "/v1/execute") => done(self.execute(request).await),
             ("GET", "/v1/epoch") => done(Ok(self.cloud.epoch())),
-            ("POST", "/v1/epoch") => done(read::<TakeEpoch>(request).await.and_then(|take| self.cloud.take_epoch(take))),
+            ("POST", "/v1/epoch") => done(read::<SwapEpoch>(request).await.and_then(|swap| self.cloud.swap_epoch(swap))),
             ("GET", "/v1/changes") => {
                 let after = request.uri().query().and_then(|query| query.strip_prefix("after=")).unwrap_or_default().to_string();
                 let _ = tokio::time::timeout(CHANGES_TIMEOUT, self.cloud.changed(&after)).await;
@@ -160,9 +164,9 @@ impl Doors {
 
     /// Goes on when the asker has gone: what was begun is finished.
     async fn execute(&self, request: http::Request<Incoming>) -> Result<Executed> {
-        let Execute { request, epoch } = read(request).await?;
+        let request: Request = read(request).await?;
         let (observed, closed) =
-            tokio::spawn(self.cloud.clone().execute(request, epoch)).await.or_fail(Kind::Internal, || "a task of the local cloud died")??;
+            tokio::spawn(self.cloud.clone().execute(request)).await.or_fail(Kind::Internal, || "a task of the local cloud died")??;
         Ok(Executed { observed, closing: closed.then_some(std::process::id() as i32) })
     }
 }

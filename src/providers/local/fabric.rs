@@ -28,11 +28,14 @@ pub fn choose_subnet(record: impl FnOnce(Ipv4Addr) -> Result<()>) -> Result<Ipv4
     let mut used = host_networks()?;
     for cluster in fs::read_dir(LOCAL_CLOUD).or_fail(Kind::Host, failed)?.flatten() {
         let others = super::record::all(&Layout::new(&cluster.file_name().to_string_lossy())).unwrap_or_default();
-        let subnets = others.iter().filter(|record| record.id.kind == crate::providers::resources::NETWORK).filter_map(|record| record.address);
+        let subnets =
+            others.iter().filter(|record| record.id.kind == crate::providers::resources::NETWORK).filter_map(|record| record.address);
         used.extend(subnets.map(|subnet| Ipv4Net::new_assert(subnet, PREFIX)));
     }
-    let subnet = layout::free_subnet(&used)
-        .ok_or_else(|| Error::host("could not find a free subnet: this host has routes to all private networks the local cloud can use").hint("see `ip route`"))?;
+    let subnet = layout::free_subnet(&used).ok_or_else(|| {
+        Error::host("could not find a free subnet: this host has routes to all private networks the local cloud can use")
+            .hint("see `ip route`")
+    })?;
     record(subnet)?;
     Ok(subnet)
 }
@@ -194,7 +197,10 @@ fn peer(name: &str, mac: [u8; 6], place: LinkAttribute) -> InfoData {
 }
 
 /// A netlink conversation in a namespace (`None`: this process's own), on a thread that ends with it.
-fn netlink<T: Send>(namespace: Option<&Path>, talk: impl AsyncFnOnce(&Handle) -> Result<T, rtnetlink::Error> + Send) -> Result<T, Box<dyn std::error::Error + Send + Sync>> {
+fn netlink<T: Send>(
+    namespace: Option<&Path>,
+    talk: impl AsyncFnOnce(&Handle) -> Result<T, rtnetlink::Error> + Send,
+) -> Result<T, Box<dyn std::error::Error + Send + Sync>> {
     std::thread::scope(|scope| {
         let work = || {
             if let Some(namespace) = namespace {
@@ -216,7 +222,7 @@ fn on_thread<T: Send>(work: impl FnOnce() -> std::io::Result<T> + Send) -> std::
 }
 
 async fn index(handle: &Handle, name: &str) -> Result<Option<u32>, rtnetlink::Error> {
-    let found: Result<Option<LinkMessage>, _> = handle.link().get().match_name(name.into()).execute().try_next().await;
+    let found: Result<Option<LinkMessage>, _> = handle.link().get().match_name(name).execute().try_next().await;
     match found {
         Ok(link) => Ok(link.map(|link| link.header.index)),
         Err(error) if is_missing(&error) => Ok(None),

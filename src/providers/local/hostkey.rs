@@ -1,6 +1,7 @@
 //! SSH host keys made here: a machine's key is known before the machine is, so its first contact is pinned.
 
 use crate::error::{Context, Kind, Result};
+use aws_lc_rs::encoding::{AsBigEndian, Curve25519SeedBin};
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
 use base64::Engine as _;
 
@@ -8,7 +9,7 @@ use base64::Engine as _;
 pub fn generate(comment: &str) -> Result<(String, String)> {
     let failed = || "could not make an SSH host key";
     let pair = Ed25519KeyPair::generate().or_fail(Kind::Internal, failed)?;
-    let seed = pair.seed().or_fail(Kind::Internal, failed)?.to_raw_bytes().or_fail(Kind::Internal, failed)?;
+    let seed: Curve25519SeedBin<'_> = pair.seed().and_then(|seed| seed.as_be_bytes()).or_fail(Kind::Internal, failed)?;
     let check = rand::random::<u32>();
     Ok((private_file(seed.as_ref(), pair.public_key().as_ref(), check, comment), public_line(pair.public_key().as_ref())))
 }

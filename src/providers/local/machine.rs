@@ -47,7 +47,16 @@ pub fn write_files(layout: &Layout, record: &Record, spec: &MachineSpec) -> Resu
         make(&folder.join("data/kprov/filesystems"), 0o755)?;
         make(&layout.filesystems(), 0o755)?;
         let upper = folder.join("upper");
-        for (part, mode) in [("etc", 0o755), ("etc/ssh", 0o755), ("etc/kprov", 0o755), ("etc/kprov/services", 0o755), ("root", 0o700), ("root/.ssh", 0o700), ("var", 0o755), ("var/log", 0o755)] {
+        for (part, mode) in [
+            ("etc", 0o755),
+            ("etc/ssh", 0o755),
+            ("etc/kprov", 0o755),
+            ("etc/kprov/services", 0o755),
+            ("root", 0o700),
+            ("root/.ssh", 0o700),
+            ("var", 0o755),
+            ("var/log", 0o755),
+        ] {
             make(&upper.join(part), mode)?;
         }
         let address = record.address.map(|address| address.to_string()).unwrap_or_default();

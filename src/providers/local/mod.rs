@@ -1,1 +1,210 @@
-//! This host as a cloud: namespace machines, load balancers and filesystems behind a daemon.
+//! Machines, load balancers and shared filesystems on one Linux host: a small cloud that needs nothing but root.
+//!
+//! A daemon per cluster plays the cloud (`cloud`); machines are namespaces over the host's own files (`root`, `shim`); records on disk
+//! are its data centre (`record`), so it can be killed anywhere. The command line reaches it over a socket, the loop inside the cluster
+//! over TLS.
+
+mod api;
+mod client;
+mod cloud;
+mod daemon;
+mod doctor;
+mod fabric;
+mod hostkey;
+mod layout;
+mod lock;
+mod machine;
+mod network;
+mod record;
+mod root;
+mod secret;
+mod shim;
+mod sweep;
+
+use crate::blueprint::Blueprint;
+use crate::engine::handoff::{Epoch, EpochStore};
+use crate::engine::{Action, Cluster, Door, Id, Inputs, Observed, Progress, Request, Resource, Verb};
+use crate::error::{Context as _, Kind, Result};
+use crate::providers::resources::{self, FILESYSTEM, LOAD_BALANCER, MACHINE, NETWORK};
+use crate::providers::{Context, Provider};
+use crate::sys::paths::LOCAL_CLOUD;
+use async_trait::async_trait;
+use client::Way;
+use layout::Layout;
+use serde_json::{Value, json};
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub use daemon::main as daemon_main;
+pub use doctor::{Finding, doctor};
+pub use shim::main as shim_main;
+pub use sweep::leftovers;
+
+/// The one network's logical name.
+pub const FABRIC: &str = "fabric";
+
+/// The cloud of one cluster, from the host or from inside.
+pub struct Local {
+    cluster: Cluster,
+    way: Way,
+    /// kprov, for the daemon to be.
+    program: PathBuf,
+}
+
+impl Local {
+    /// From the host, as root. Starts nothing: the daemon is started by the first request that has an effect.
+    pub fn connect(cluster: &Cluster) -> Local {
+        Local { cluster: cluster.clone(), way: Way::Socket(Layout::new(&cluster.uid)), program: daemon::OWN_PROGRAM.into() }
+    }
+
+    /// From inside the cluster, with what `loop_credentials` gave.
+    pub fn from_credentials(credentials: &Value) -> Result<Local> {
+        let credentials: api::Credentials =
+            serde_json::from_value(credentials.clone()).or_fail(Kind::Input, || "could not read the local cloud's credentials")?;
+        Ok(Local { cluster: credentials.cluster.clone(), way: Way::network(credentials)?, program: daemon::OWN_PROGRAM.into() })
+    }
+
+    /// For callers that are not kprov itself: the program to start as daemon.
+    pub fn with_program(self, program: impl Into<PathBuf>) -> Local {
+        Local { program: program.into(), ..self }
+    }
+
+    /// Waits until something is different from what `seen` (empty at first) names, 30 seconds at most. Returns the name of what is now:
+    /// the loop sees a dead machine at once.
+    pub async fn changed(&self, seen: &str) -> Result<String> {
+        self.wake_if_needed().await?;
+        let view: api::View = self.way.get(&format!("/v1/changes?after={seen}")).await?;
+        Ok(view.version)
+    }
+
+    /// Whether there is anything of this cluster to ask about.
+    fn exists(&self) -> bool {
+        match &self.way {
+            Way::Socket(layout) => layout.cluster().exists(),
+            Way::Network { .. } => true,
+        }
+    }
+
+    /// Starts the daemon on the host; from inside it is there or somebody else starts it.
+    async fn wake(&self) -> Result<()> {
+        match &self.way {
+            Way::Socket(layout) => client::ensure_daemon(&self.program, layout, &self.cluster).await,
+            Way::Network { .. } => Ok(()),
+        }
+    }
+
+    async fn wake_if_needed(&self) -> Result<()> {
+        if self.exists() { self.wake().await } else { Ok(()) }
+    }
+}
+
+/// All clusters of the local cloud on this host, whatever the operator's own state remembers.
+pub fn clusters() -> Vec<Cluster> {
+    let folders = std::fs::read_dir(LOCAL_CLOUD).into_iter().flatten().flatten();
+    let mut found: Vec<Cluster> = folders.filter_map(|folder| record::read(&folder.path().join("cluster.json")).ok().flatten()).collect();
+    found.sort_by(|a, b| (&a.name, &a.uid).cmp(&(&b.name, &b.uid)));
+    found
+}
+
+#[async_trait]
+impl Door for Local {
+    fn kinds(&self) -> &'static [&'static str] {
+        &[NETWORK, MACHINE, FILESYSTEM, LOAD_BALANCER]
+    }
+
+    async fn observe(&self, _known: &[Observed]) -> Result<Vec<Observed>> {
+        if !self.exists() {
+            return Ok(Vec::new());
+        }
+        self.wake().await?;
+        Ok(self.way.get::<api::View>("/v1/observe").await?.resources)
+    }
+
+    fn render(&self, action: &Action, _inputs: &Inputs) -> Result<Request> {
+        let body = match action.verb {
+            Verb::Create | Verb::Update => json!({"spec": action.spec}),
+            Verb::Repair | Verb::Delete | Verb::Await => json!({}),
+        };
+        Ok(Request::of(&self.cluster, action, body))
+    }
+
+    async fn execute(&self, request: &Request, progress: Progress<'_>) -> Result<Option<Observed>> {
+        if request.verb == Verb::Delete && !self.exists() {
+            return Ok(None);
+        }
+        self.wake().await?;
+        progress(match (request.verb, request.id.kind.as_str()) {
+            (Verb::Create | Verb::Repair, MACHINE) => "starting, waiting for SSH",
+            (Verb::Delete, _) => "removing",
+            _ => "asking the local cloud",
+        });
+        let done: api::Executed = self.way.post("/v1/execute", request).await?;
+        if let Some(daemon) = done.closing {
+            // Until then it is a leftover, too.
+            let _ = tokio::time::timeout(Duration::from_secs(5), crate::sys::process::ended(daemon)).await;
+        }
+        Ok(done.observed)
+    }
+}
+
+#[async_trait]
+impl Provider for Local {
+    fn name(&self) -> &'static str {
+        "local"
+    }
+
+    fn resources(&self, blueprint: &Blueprint, context: &Context) -> Result<Vec<Resource>> {
+        let network = Id::new(NETWORK, FABRIC);
+        let fabric = Resource {
+            id: network.clone(),
+            spec: json!({}),
+            needs: Vec::new(),
+            replace_on: Vec::new(),
+            summary: "a /24 of its own".into(),
+        };
+        let mut all = vec![fabric];
+        all.extend(resources::expand(blueprint, context, &network));
+        Ok(all)
+    }
+
+    async fn check(&self, resources: &[Resource]) -> Result<()> {
+        // From inside the cluster the host has been checked long ago, and cannot be looked at.
+        match &self.way {
+            Way::Socket(_) => doctor::check(resources),
+            Way::Network { .. } => Ok(()),
+        }
+    }
+
+    fn epochs(&self) -> &dyn EpochStore {
+        self
+    }
+
+    async fn loop_credentials(&self) -> Result<Value> {
+        match &self.way {
+            Way::Socket(_) => {
+                self.wake().await?;
+                self.way.get("/v1/credentials").await
+            }
+            Way::Network { credentials, .. } => serde_json::to_value(credentials).or_fail(Kind::Internal, || "could not write credentials"),
+        }
+    }
+}
+
+#[async_trait]
+impl EpochStore for Local {
+    async fn read(&self) -> Result<Option<Epoch>> {
+        if !self.exists() {
+            return Ok(None);
+        }
+        self.wake().await?;
+        self.way.get("/v1/epoch").await
+    }
+
+    async fn swap(&self, expected: Option<&Epoch>, next: &Epoch) -> Result<bool> {
+        if expected.is_some() && !self.exists() {
+            return Ok(false);
+        }
+        self.wake().await?;
+        self.way.post("/v1/epoch", &api::SwapEpoch { expected: expected.cloned(), next: next.clone() }).await
+    }
+}

@@ -21,8 +21,6 @@ pub struct Record {
     pub digest: String,
     /// As last applied.
     pub spec: Value,
-    #[serde(default)]
-    pub needs: Vec<Id>,
     pub stage: Stage,
     /// The machine's, the load balancer's, or the network's first one.
     pub address: Option<Ipv4Addr>,
@@ -49,7 +47,6 @@ impl Record {
             token: request.token.clone(),
             digest: digest(&request.body),
             spec: body.spec,
-            needs: body.needs,
             stage: Stage::Intent,
             address: None,
             host_key: None,
@@ -68,7 +65,9 @@ impl Record {
     pub fn forget(&self, layout: &Layout) -> Result<()> {
         let path = layout.record(&self.id);
         match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).or_fail(Kind::Host, || format!("could not remove {}", path.display())),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(error).or_fail(Kind::Host, || format!("could not remove {}", path.display()))
+            }
             _ => Ok(()),
         }
     }
@@ -79,7 +78,8 @@ impl Record {
 
     /// The spec as its kind's type.
     pub fn spec<T: serde::de::DeserializeOwned>(&self) -> Result<T> {
-        serde_json::from_value(self.spec.clone()).or_fail(Kind::Input, || format!("the local cloud does not understand the spec of {}", self.id))
+        serde_json::from_value(self.spec.clone())
+            .or_fail(Kind::Input, || format!("the local cloud does not understand the spec of {}", self.id))
     }
 }
 
@@ -87,8 +87,6 @@ impl Record {
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Body {
     pub spec: Value,
-    #[serde(default)]
-    pub needs: Vec<Id>,
 }
 
 impl Body {

@@ -31,7 +31,18 @@ const SHOWN: [&str; 9] = ["bin", "sbin", "lib", "lib32", "lib64", "libx32", "usr
 const EMPTY: [&str; 12] = ["root", "home", "tmp", "run", "srv", "mnt", "media", "boot", "opt", "dev", "proc", "sys"];
 /// Below /etc: keys, tokens, other installations' configuration.
 const ETC_EMPTY: [&str; 12] = [
-    "ssh", "kprov", "cni", "containerd", "kubernetes", "rancher", "docker", "cron.d", "ssl/private", "NetworkManager", "wireguard", "letsencrypt",
+    "ssh",
+    "kprov",
+    "cni",
+    "containerd",
+    "kubernetes",
+    "rancher",
+    "docker",
+    "cron.d",
+    "ssl/private",
+    "NetworkManager",
+    "wireguard",
+    "letsencrypt",
 ];
 const ETC_HIDDEN: [&str; 6] = ["shadow-", "gshadow", "gshadow-", "passwd-", "group-", "krb5.keytab"];
 /// Below /var/lib, what programs of /usr need; everything else there is the host's own state.
@@ -132,7 +143,9 @@ impl Root<'_> {
     fn devices(&self) -> io::Result<()> {
         let dev = self.root().join("dev");
         mount(Some("dev"), &dev, Some("tmpfs"), MsFlags::MS_NOSUID, Some("mode=0755,size=64k"))?;
-        for (name, major, minor) in [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0), ("fuse", 10, 229)] {
+        for (name, major, minor) in
+            [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0), ("fuse", 10, 229)]
+        {
             mknod(&dev.join(name), SFlag::S_IFCHR, Mode::from_bits_truncate(0o666), makedev(major, minor))?;
         }
         for folder in ["pts", "shm", "mqueue", "net"] {
@@ -143,7 +156,13 @@ impl Root<'_> {
         mount(Some("devpts"), &dev.join("pts"), Some("devpts"), quiet, Some("newinstance,ptmxmode=0666,mode=0620,gid=5"))?;
         mount(Some("shm"), &dev.join("shm"), Some("tmpfs"), quiet | MsFlags::MS_NODEV, Some("mode=1777"))?;
         mount(Some("mqueue"), &dev.join("mqueue"), Some("mqueue"), quiet | MsFlags::MS_NODEV, None::<&str>)?;
-        let links = [("pts/ptmx", "ptmx"), ("/proc/self/fd", "fd"), ("/proc/self/fd/0", "stdin"), ("/proc/self/fd/1", "stdout"), ("/proc/self/fd/2", "stderr")];
+        let links = [
+            ("pts/ptmx", "ptmx"),
+            ("/proc/self/fd", "fd"),
+            ("/proc/self/fd/0", "stdin"),
+            ("/proc/self/fd/1", "stdout"),
+            ("/proc/self/fd/2", "stderr"),
+        ];
         links.iter().try_for_each(|(target, name)| symlink(target, dev.join(name)))
     }
 
@@ -171,7 +190,9 @@ impl Root<'_> {
             let kind = if hierarchy.controllers.is_some() { "cgroup" } else { "cgroup2" };
             mount(Some(kind), &place.join(name), Some(kind), quiet, hierarchy.controllers.as_deref())?;
             // `cpu` and `cpuacct` mounted together are also looked for by their single names.
-            for single in hierarchy.controllers.iter().flat_map(|names| names.split(',')).filter(|single| Path::new(single) != Path::new(name)) {
+            for single in
+                hierarchy.controllers.iter().flat_map(|names| names.split(',')).filter(|single| Path::new(single) != Path::new(name))
+            {
                 if !single.contains('=') && !place.join(single).exists() {
                     symlink(name, place.join(single))?;
                 }

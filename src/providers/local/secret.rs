@@ -33,7 +33,7 @@ impl Secret {
         wish.not_after = rcgen::date_time_ymd(2120, 1, 1);
         wish.distinguished_name.push(rcgen::DnType::CommonName, SERVER_NAME);
         let certificate = wish.self_signed(&key).or_fail(Kind::Internal, failed)?;
-        let token = hex::encode(rand::random::<[u8; 32]>());
+        let token = crate::sys::random::token(32)?;
         let secret = Secret { token, certificate: certificate.pem(), key: key.serialize_pem() };
         let text = serde_json::to_vec(&secret).or_fail(Kind::Internal, failed)?;
         files::write_atomic(&layout.secret(), &text, 0o600).or_fail(Kind::Host, failed)?;
@@ -44,7 +44,9 @@ impl Secret {
         let failed = || "could not use the local cloud's certificate";
         let certificate = CertificateDer::from_pem_slice(self.certificate.as_bytes()).or_fail(Kind::Host, failed)?;
         let key = PrivateKeyDer::from_pem_slice(self.key.as_bytes()).or_fail(Kind::Host, failed)?;
-        let config = rustls::ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions().or_fail(Kind::Internal, failed)?;
+        let config = rustls::ServerConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .or_fail(Kind::Internal, failed)?;
         Ok(Arc::new(config.with_no_client_auth().with_single_cert(vec![certificate], key).or_fail(Kind::Host, failed)?))
     }
 
@@ -60,7 +62,8 @@ pub fn client(certificate: &str) -> Result<Arc<rustls::ClientConfig>> {
     let failed = || "could not use the local cloud's credentials";
     let mut roots = rustls::RootCertStore::empty();
     roots.add(CertificateDer::from_pem_slice(certificate.as_bytes()).or_fail(Kind::Input, failed)?).or_fail(Kind::Input, failed)?;
-    let config = rustls::ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions().or_fail(Kind::Internal, failed)?;
+    let config =
+        rustls::ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions().or_fail(Kind::Internal, failed)?;
     Ok(Arc::new(config.with_root_certificates(roots).with_no_client_auth()))
 }
 

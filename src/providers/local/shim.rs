@@ -60,7 +60,8 @@ fn run(uid: &str, name: &str) -> Result<()> {
     let folder = layout.machine(name);
     let failed = || format!("could not start machine {name}");
     let _lock = take_lock(&layout, name)?;
-    let record = Record::load(&layout, &Id::new(MACHINE, name))?.ok_or_else(|| Error::internal(format!("machine {name} is not on record")))?;
+    let record =
+        Record::load(&layout, &Id::new(MACHINE, name))?.ok_or_else(|| Error::internal(format!("machine {name} is not on record")))?;
     let spec: MachineSpec = record.spec()?;
     let address = record.address.ok_or_else(|| Error::internal(format!("machine {name} has no address on record")))?;
     // What an earlier life left, if the kernel was slower than the restart.
@@ -130,7 +131,14 @@ fn clone_into_pid_namespace() -> io::Result<Option<i32>> {
 }
 
 /// The shim's half of a machine's birth: waits for its namespaces, connects it, lets it go, hears "ready".
-fn follow_birth(layout: &Layout, name: &str, init: i32, address: std::net::Ipv4Addr, report: &mut BufReader<File>, go: OwnedFd) -> Result<()> {
+fn follow_birth(
+    layout: &Layout,
+    name: &str,
+    init: i32,
+    address: std::net::Ipv4Addr,
+    report: &mut BufReader<File>,
+    go: OwnedFd,
+) -> Result<()> {
     let deadline = Instant::now() + READY_TIMEOUT;
     expect(report, "namespaces", deadline)?;
     fabric::attach(layout, name, init, address)?;
@@ -146,7 +154,9 @@ fn expect(report: &mut BufReader<File>, word: &str, deadline: Instant) -> Result
         let fd = report.get_ref().as_fd();
         let mut watched = [nix::poll::PollFd::new(fd, nix::poll::PollFlags::POLLIN)];
         if nix::poll::poll(&mut watched, left).or_fail(Kind::Host, || "could not wait for the machine")? == 0 {
-            return Err(Error::timeout(format!("the machine did not say {word:?} in {READY_TIMEOUT:?}")).hint("see console.log in its folder"));
+            return Err(
+                Error::timeout(format!("the machine did not say {word:?} in {READY_TIMEOUT:?}")).hint("see console.log in its folder")
+            );
         }
     }
     report.read_line(&mut line).or_fail(Kind::Host, || "could not hear the machine")?;
@@ -163,7 +173,9 @@ fn wait_for_end(init: i32) -> Exit {
             Err(nix::errno::Errno::EINTR) => continue,
             // reboot(2) in a pid namespace: pid_namespaces(7).
             Ok(WaitStatus::Signaled(_, Signal::SIGHUP, _)) => Exit { why: "rebooted".into(), reboot: true },
-            Ok(WaitStatus::Signaled(_, Signal::SIGINT, _)) | Ok(WaitStatus::Exited(_, 0)) => Exit { why: "powered off".into(), reboot: false },
+            Ok(WaitStatus::Signaled(_, Signal::SIGINT, _)) | Ok(WaitStatus::Exited(_, 0)) => {
+                Exit { why: "powered off".into(), reboot: false }
+            }
             Ok(WaitStatus::Signaled(_, signal, _)) => Exit { why: format!("its first process was killed by {signal}"), reboot: false },
             Ok(WaitStatus::Exited(_, code)) => Exit { why: format!("its first process ended with exit code {code}"), reboot: false },
             other => Exit { why: format!("its first process ended ({other:?})"), reboot: false },
@@ -178,10 +190,14 @@ fn watch_daemon(layout: Layout) {
         let mut pause = Duration::ZERO;
         while let Ok(Some(held)) = lock::wait(&layout.lock()) {
             // A daemon that cannot live must not be started in a circle; the lock is kept meanwhile, so nobody else starts it either.
-            pause = if last.is_some_and(|last| last.elapsed() < Duration::from_secs(10)) { (pause * 2).clamp(Duration::from_millis(100), Duration::from_secs(5)) } else { Duration::ZERO };
+            pause = if last.is_some_and(|last| last.elapsed() < Duration::from_secs(10)) {
+                (pause * 2).clamp(Duration::from_millis(100), Duration::from_secs(5))
+            } else {
+                Duration::ZERO
+            };
             std::thread::sleep(pause);
             last = Some(Instant::now());
-            if let Err(error) = daemon::spawn(&layout, held) {
+            if let Err(error) = daemon::spawn(daemon::OWN_PROGRAM.as_ref(), &layout, held) {
                 eprintln!("{}", error.chain());
             }
         }
@@ -243,8 +259,13 @@ impl Birth<'_> {
         let reporter = self.reporter.try_clone()?;
         lock::keep_over_exec(&reporter)?;
         let text = |text: String| CString::new(text).map_err(io::Error::other);
-        let argv = [text("kprov".into())?, text("local".into())?, text("init".into())?, text(format!("{}/{}", self.layout.uid, self.name))?];
-        let env = [text("PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into())?, text(format!("{READY_FD}={}", reporter.into_raw_fd()))?, text(format!("{READY_ADDRESS}=127.0.0.1:22"))?];
+        let argv =
+            [text("kprov".into())?, text("local".into())?, text("init".into())?, text(format!("{}/{}", self.layout.uid, self.name))?];
+        let env = [
+            text("PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into())?,
+            text(format!("{READY_FD}={}", reporter.into_raw_fd()))?,
+            text(format!("{READY_ADDRESS}=127.0.0.1:22"))?,
+        ];
         nix::unistd::fexecve(&executable, &argv, &env)?;
         Ok(())
     }

@@ -47,7 +47,8 @@ pub fn processes(layout: &Layout) -> Vec<(i32, String)> {
         let words: Vec<String> = command.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect();
         let ours = words.get(1).is_some_and(|word| word == "local")
             && words.get(3).is_some_and(|word| word == &layout.uid || word.starts_with(&format!("{}/", layout.uid)));
-        let grouped = || fs::read_to_string(entry.path().join("cgroup")).unwrap_or_default().lines().any(|line| format!("{line}/").contains(&group));
+        let grouped =
+            || fs::read_to_string(entry.path().join("cgroup")).unwrap_or_default().lines().any(|line| format!("{line}/").contains(&group));
         if ours || grouped() {
             found.push((pid, words.join(" ").trim().to_string()));
         }
