@@ -48,6 +48,8 @@ pub fn spawn(program: &Path, layout: &Layout, held: File) -> Result<()> {
     unsafe {
         command.pre_exec(move || {
             libc::setsid();
+            // Whatever else the command line was given (a pipe somebody waits on) must not live as long as the cluster.
+            libc::close_range(3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC as i32);
             lock::keep_over_exec(&held)
         });
     }
