@@ -154,16 +154,11 @@ impl Provider for Local {
     }
 
     fn resources(&self, blueprint: &Blueprint, context: &Context) -> Result<Vec<Resource>> {
-        let network = Id::new(NETWORK, FABRIC);
-        let fabric = Resource {
-            id: network.clone(),
-            spec: json!({}),
-            needs: Vec::new(),
-            replace_on: Vec::new(),
-            summary: "a /24 of its own".into(),
-        };
-        let mut all = vec![fabric];
-        all.extend(resources::expand(blueprint, context, &network));
+        let mut all = resources::expand(blueprint, context)?;
+        // Limits and keys of a namespaced machine change in place; only another role makes it another machine.
+        for machine in all.iter_mut().filter(|resource| resource.id.kind == MACHINE) {
+            machine.replace_on = vec!["role".into()];
+        }
         Ok(all)
     }
 
