@@ -1,1 +1,256 @@
-//! A strict cloud in memory.
+//! A strict cloud in memory: what real clouds do at their worst, on virtual time, with a ledger of everything.
+//!
+//! It judges the engine and sets the standard for the conformance suite. Tests alone use it.
+
+mod door;
+mod faults;
+mod rules;
+
+pub use door::{Fake, Hosts};
+pub use faults::Fault;
+
+use crate::engine::handoff::Epoch;
+use crate::engine::{Cluster, Id, Resource, Verb};
+use parking_lot::Mutex;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+/// Which kind of cloud this is.
+#[derive(Debug, Clone)]
+pub struct Manners {
+    /// A create's token is remembered for ever.
+    pub tokens: bool,
+    /// Requests of a lower epoch are refused.
+    pub epochs: bool,
+    /// Reads may show the past, as old as this.
+    pub settle: Duration,
+    /// Live things per cluster.
+    pub quota: usize,
+    /// Doors ask for the thing under a handle whether it carries our tag before they touch it.
+    pub tags_checked: bool,
+    /// The receiver looks at the epoch (a seeded bug takes that away).
+    pub epochs_checked: bool,
+    /// Deleting something in use is refused.
+    pub dependencies_checked: bool,
+}
+
+impl Manners {
+    /// The local cloud: tokens, epochs, reads what it wrote.
+    pub fn strict() -> Self {
+        let settle = Duration::ZERO;
+        Manners { tokens: true, epochs: true, settle, quota: 100, tags_checked: true, epochs_checked: true, dependencies_checked: true }
+    }
+    /// A public cloud: tokens, no epochs, reads lag behind.
+    pub fn eventual() -> Self {
+        Manners { epochs: false, settle: Duration::from_secs(10), ..Self::strict() }
+    }
+    /// A create without token or unique name: what the door looks up before it sends is all the protection there is.
+    pub fn tokenless() -> Self {
+        Manners { tokens: false, ..Self::eventual() }
+    }
+}
+
+/// One thing in the cloud, whoever owns it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Thing {
+    pub handle: String,
+    pub uid: String,
+    pub id: Id,
+    pub generation: u32,
+    pub spec: Value,
+    pub needs: Vec<String>,
+    pub broken: bool,
+    ready_at: Instant,
+    /// Its deletion was accepted, and is over then.
+    gone_at: Option<Instant>,
+}
+
+/// One mutating call, as the cloud saw it.
+#[derive(Debug, Clone)]
+pub struct Call {
+    pub verb: Verb,
+    pub id: Id,
+    pub uid: String,
+    pub epoch: u64,
+    /// What it did: `made network-1`, `same`, `refused: quota`.
+    pub effect: String,
+}
+
+/// Shared by all doors of all clusters. Cheap to clone.
+#[derive(Clone)]
+pub struct Cloud {
+    inner: Arc<Mutex<State>>,
+    /// The process that makes the current call is to die now.
+    pub crash: Arc<Notify>,
+    /// Another writer took over while a call hangs.
+    pub usurped: Arc<Notify>,
+}
+
+struct State {
+    manners: Manners,
+    things: BTreeMap<String, Thing>,
+    /// What was there before each change, for reads of the past.
+    past: Vec<(Instant, BTreeMap<String, Thing>)>,
+    /// Token to handle and body; remembered after the thing is gone.
+    tokens: BTreeMap<String, (String, Value)>,
+    epochs: BTreeMap<String, Epoch>,
+    highest_epoch: BTreeMap<String, u64>,
+    counter: u32,
+    random: StdRng,
+    faults: faults::Faults,
+    ledger: Vec<Call>,
+    /// Broken promises, found at the very call that broke them.
+    violations: Vec<String>,
+    /// What the clusters want, so that the judge knows a healthy thing when it is deleted.
+    wanted: BTreeMap<String, Vec<Resource>>,
+}
+
+impl Cloud {
+    pub fn new(manners: Manners, seed: u64) -> Self {
+        let state = State {
+            manners,
+            things: BTreeMap::new(),
+            past: Vec::new(),
+            tokens: BTreeMap::new(),
+            epochs: BTreeMap::new(),
+            highest_epoch: BTreeMap::new(),
+            counter: 0,
+            random: StdRng::seed_from_u64(seed),
+            faults: faults::Faults::default(),
+            ledger: Vec::new(),
+            violations: Vec::new(),
+            wanted: BTreeMap::new(),
+        };
+        Cloud { inner: Arc::new(Mutex::new(state)), crash: Arc::default(), usurped: Arc::default() }
+    }
+
+    /// The provider door of one cluster.
+    pub fn provider(&self, cluster: &Cluster) -> Fake {
+        Fake { cloud: self.clone(), cluster: cluster.clone() }
+    }
+    /// The door to the hosts on one cluster's machines.
+    pub fn hosts(&self, cluster: &Cluster) -> Hosts {
+        Hosts { cloud: self.clone(), cluster: cluster.clone() }
+    }
+
+    pub fn manners(&self) -> Manners {
+        self.inner.lock().manners.clone()
+    }
+    pub fn change_manners(&self, change: impl FnOnce(&mut Manners)) {
+        change(&mut self.inner.lock().manners);
+    }
+    /// The `call`-th mutating call from now on meets `fault`.
+    pub fn inject(&self, call: usize, fault: Fault) {
+        self.inner.lock().faults.inject(call, fault);
+    }
+    /// Faults that were injected and have not happened.
+    pub fn unfired(&self) -> usize {
+        self.inner.lock().faults.left()
+    }
+    pub fn ledger(&self) -> Vec<Call> {
+        self.inner.lock().ledger.clone()
+    }
+    pub fn violations(&self) -> Vec<String> {
+        self.inner.lock().violations.clone()
+    }
+    pub fn want(&self, cluster: &Cluster, desired: &[Resource]) {
+        self.inner.lock().wanted.insert(cluster.uid.clone(), desired.to_vec());
+    }
+
+    /// What truly exists of a cluster, the hosts on its machines included.
+    pub fn things(&self, uid: &str) -> Vec<Thing> {
+        let mut state = self.inner.lock();
+        state.pass_time();
+        state.things.values().filter(|thing| thing.uid == uid).cloned().collect()
+    }
+
+    /// Somebody else's thing that looks like one of ours: same kind, same name, another owner.
+    pub fn decoy(&self, id: &Id, uid: &str) {
+        let mut state = self.inner.lock();
+        let handle = state.next_handle(&id.kind);
+        let (spec, needs, ready_at) = (serde_json::json!({"precious": true}), Vec::new(), Instant::now());
+        let thing = Thing {
+            handle: handle.clone(),
+            uid: uid.into(),
+            id: id.clone(),
+            generation: 1,
+            spec,
+            needs,
+            broken: false,
+            ready_at,
+            gone_at: None,
+        };
+        state.things.insert(handle, thing);
+    }
+
+    /// Something happens to a thing that nobody asked for.
+    pub fn break_thing(&self, uid: &str, id: &Id) {
+        let mut state = self.inner.lock();
+        state.things.values_mut().filter(|thing| thing.uid == uid && thing.id == *id).for_each(|thing| thing.broken = true);
+    }
+    pub fn remove_thing(&self, uid: &str, id: &Id) {
+        self.inner.lock().vanish(|thing| thing.uid == uid && thing.id == *id);
+    }
+
+    /// A moment on the wire.
+    async fn latency(&self) {
+        let milliseconds = self.inner.lock().random.random_range(1..40);
+        tokio::time::sleep(Duration::from_millis(milliseconds)).await;
+    }
+}
+
+impl State {
+    fn next_handle(&mut self, kind: &str) -> String {
+        self.counter += 1;
+        format!("{kind}-{:04}", self.counter)
+    }
+
+    /// Keeps the world as it was, for reads of the past.
+    fn remember(&mut self) {
+        if self.manners.settle.is_zero() {
+            return;
+        }
+        self.past.push((Instant::now(), self.things.clone()));
+    }
+
+    /// Deletions end, and late requests land, when their time has come.
+    fn pass_time(&mut self) {
+        let now = Instant::now();
+        for request in self.faults.landing(now) {
+            let _ = self.effect(&request.0, &request.1);
+        }
+        self.vanish(|thing| thing.gone_at.is_some_and(|end| end <= now));
+    }
+
+    /// Hosts go with their machines.
+    fn vanish(&mut self, which: impl Fn(&Thing) -> bool) {
+        let mut gone: Vec<String> = self.things.values().filter(|thing| which(thing)).map(|thing| thing.handle.clone()).collect();
+        if gone.is_empty() {
+            return;
+        }
+        let on_them =
+            self.things.values().filter(|thing| thing.id.kind == crate::engine::HOST && thing.needs.iter().any(|need| gone.contains(need)));
+        let hosts: Vec<String> = on_them.map(|thing| thing.handle.clone()).collect();
+        gone.extend(hosts);
+        self.remember();
+        self.things.retain(|handle, _| !gone.contains(handle));
+    }
+
+    /// The world as some read sees it: now, or a moment inside the settle window.
+    fn seen(&mut self) -> BTreeMap<String, Thing> {
+        self.pass_time();
+        let settle = self.manners.settle;
+        if settle.is_zero() || !self.random.random_bool(0.4) {
+            return self.things.clone();
+        }
+        let moment = Instant::now() - self.random.random_range(Duration::ZERO..settle);
+        let then = self.past.iter().find(|(changed, _)| *changed > moment);
+        then.map_or_else(|| self.things.clone(), |(_, things)| things.clone())
+    }
+}

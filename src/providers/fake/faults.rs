@@ -1,0 +1,83 @@
+//! What goes wrong, at which call.
+
+use crate::engine::{Request, Verb};
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+use tokio::time::Instant;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// No effect, and an error worth retrying.
+    LostRequest,
+    /// The effect, and the same error.
+    LostReply,
+    /// The error first, the effect after this long: a retry may overtake it.
+    LateSuccess(Duration),
+    /// This many calls in a row are sent away.
+    Throttle(u32),
+    /// A refusal for good, which a later run does not meet.
+    Refused,
+    /// The process dies before the request leaves it.
+    CrashBefore,
+    /// The process dies before it sees the reply.
+    CrashAfter,
+    /// The process dies, and its request takes effect after this long.
+    CrashLate(Duration),
+    /// Another writer takes over just before this call.
+    Usurped,
+    /// The process stops for this long before the request leaves it; meanwhile another writer takes over.
+    Paused(Duration),
+    /// Somebody deletes the thing right after this call.
+    ForeignDelete,
+    /// The thing breaks right after this call.
+    Breaks,
+}
+
+/// Faults by number of the mutating call, and requests on their long way.
+#[derive(Default)]
+pub(super) struct Faults {
+    calls: usize,
+    at: BTreeMap<usize, Fault>,
+    throttled: u32,
+    flying: VecDeque<(Instant, String, Request)>,
+}
+
+impl Faults {
+    pub fn inject(&mut self, call: usize, fault: Fault) {
+        self.at.insert(self.calls + call, fault);
+    }
+
+    /// Counts one call and answers what it meets. A fault that means nothing to this verb waits for the next call that it does.
+    pub fn next(&mut self, verb: Verb) -> Option<Fault> {
+        let number = self.calls;
+        self.calls += 1;
+        if self.throttled > 0 {
+            self.throttled -= 1;
+            return Some(Fault::LostRequest);
+        }
+        let fault = self.at.remove(&number)?;
+        let exists = matches!(verb, Verb::Create | Verb::Update | Verb::Repair);
+        if matches!(fault, Fault::ForeignDelete | Fault::Breaks) && !exists {
+            self.at.insert(number + 1, fault);
+            return None;
+        }
+        if let Fault::Throttle(count) = fault {
+            self.throttled = count - 1;
+        }
+        Some(fault)
+    }
+
+    pub fn left(&self) -> usize {
+        self.at.len()
+    }
+
+    pub fn launch(&mut self, delay: Duration, uid: &str, request: &Request) {
+        self.flying.push_back((Instant::now() + delay, uid.into(), request.clone()));
+    }
+
+    pub fn landing(&mut self, now: Instant) -> Vec<(String, Request)> {
+        let (landed, flying): (VecDeque<_>, VecDeque<_>) = std::mem::take(&mut self.flying).into_iter().partition(|(at, ..)| *at <= now);
+        self.flying = flying;
+        landed.into_iter().map(|(_, uid, request)| (uid, request)).collect()
+    }
+}
