@@ -91,6 +91,34 @@ const RULES: &[MergeRule] = &[
     set("discovery.v1.Endpoint", "addresses", ""),
 ];
 
+/// Types whose objects are owned and replaced as a whole by apply (`structType=atomic`, `mapType=atomic`).
+const ATOMIC_TYPES: &[&str] = &[
+    "core.v1.ConfigMapKeySelector",
+    "core.v1.LocalObjectReference",
+    "core.v1.NodeSelector",
+    "core.v1.NodeSelectorTerm",
+    "core.v1.ObjectFieldSelector",
+    "core.v1.ObjectReference",
+    "core.v1.ResourceFieldSelector",
+    "core.v1.SecretKeySelector",
+    "core.v1.SecretReference",
+    "core.v1.TopologySelectorTerm",
+    "core.v1.TypedLocalObjectReference",
+    "meta.v1.LabelSelector",
+    "meta.v1.OwnerReference",
+];
+
+/// Maps of a struct that are owned and replaced as a whole by apply.
+const ATOMIC_MAPS: &[(&str, &str)] = &[("core.v1.PodSpec", "nodeSelector"), ("core.v1.ServiceSpec", "selector")];
+
+pub fn is_atomic_type(type_name: &str) -> bool {
+    ATOMIC_TYPES.iter().any(|atomic| type_name.strip_suffix(atomic).is_some_and(|start| start.ends_with('.')))
+}
+
+pub fn is_atomic_map(type_name: &str, field: &str) -> bool {
+    ATOMIC_MAPS.iter().any(|(of, name)| *name == field && type_name.strip_suffix(of).is_some_and(|start| start.ends_with('.')))
+}
+
 #[cfg(test)]
 pub fn count() -> usize {
     RULES.len()
