@@ -82,11 +82,23 @@ impl<K: Metadata<Ty = ObjectMeta> + DeserializeOwned + Send + Sync + 'static> Ob
     }
 }
 
-/// Metadata alone, of any kind: what the garbage collector keeps in memory.
-#[derive(Debug, Clone, Default, Deserialize)]
+/// The metadata of any kind that says who it is and who holds it: what the garbage collector keeps in memory. Labels, annotations and
+/// managed fields, the bulk of it, are not kept.
+#[derive(Debug, Clone, Default)]
 pub struct Partial {
-    #[serde(default)]
     pub metadata: ObjectMeta,
+}
+impl<'de> Deserialize<'de> for Partial {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        struct Wire {
+            #[serde(default)]
+            metadata: ObjectMeta,
+        }
+        let mut metadata = Wire::deserialize(deserializer)?.metadata;
+        (metadata.labels, metadata.annotations, metadata.managed_fields) = (None, None, None);
+        Ok(Partial { metadata })
+    }
 }
 impl Object for Partial {
     fn meta(&self) -> &ObjectMeta {

@@ -4,15 +4,21 @@
 //! of informers. One control plane runs them, so there is no leader election; a second one would take a Lease before calling `run`.
 
 mod deployment;
+mod discovery;
 mod endpointslice;
 mod expectations;
+mod garbage_collector;
+mod namespace;
 mod node_ipam;
+mod node_lifecycle;
 mod owners;
 mod pod_control;
+mod pod_gc;
 mod pods;
 mod replicaset;
 mod root_ca;
 mod service_account;
+mod taint_eviction;
 mod write;
 
 pub use super::client::events;
@@ -159,6 +165,11 @@ pub fn start(context: &Context) -> Informers {
     node_ipam::start(context, &informers);
     service_account::start(context, &informers);
     root_ca::start(context, &informers);
+    node_lifecycle::start(context, &informers, recorder("node-controller"));
+    taint_eviction::start(context, &informers, recorder("taint-eviction-controller"));
+    pod_gc::start(context, &informers);
+    namespace::start(context, &informers);
+    garbage_collector::start(context);
     informers
 }
 
