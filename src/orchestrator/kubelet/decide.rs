@@ -382,3 +382,7 @@ fn prune(pod: &Pod, seen: &Observed, memory: &Memory, plan: &mut Plan) {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "decide_tests.rs"]
+mod tests;

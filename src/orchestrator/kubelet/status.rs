@@ -281,3 +281,78 @@ fn terminated(container: &Container) -> Value {
     }
     json!({ "terminated": state })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::orchestrator::kubelet::decide;
+
+    const NOW: Nanos = 1_000_000 * SECOND;
+
+    /// What `kubectl get pods` would make of it: phase, the first container's state and reason, restarts, readiness.
+    fn told(policy: &str, state: Option<(State, i32, u32)>, change: impl Fn(&mut Memory)) -> Value {
+        let spec = json!({"restartPolicy": policy, "containers": [{"name": "a", "image": "i"}]});
+        let pod: Pod = serde_json::from_value(json!({"metadata": {"name": "web", "uid": "u"}, "spec": spec})).unwrap();
+        let sandbox = Sandbox { id: "s".into(), ready: true, ips: vec!["10.244.0.2".into()], ..Default::default() };
+        let container = state.map(|(state, exit_code, attempt)| Container {
+            id: "c".into(),
+            name: "a".into(),
+            sandbox: "s".into(),
+            hash: hash(&containers(&pod)[0]),
+            started: NOW - SECOND,
+            finished: NOW,
+            state,
+            exit_code,
+            attempt,
+            ..Default::default()
+        });
+        let seen = Observed { sandboxes: vec![sandbox], containers: container.into_iter().collect() };
+        let mut memory =
+            Memory { volumes: Step::Done, started: ["c".to_owned()].into(), ready: ["c".to_owned()].into(), ..Default::default() };
+        change(&mut memory);
+        let plan = decide::sync(&pod, &seen, &memory, NOW);
+        compute(&pod, &PodStatus::default(), &seen, &memory, &plan, &Node { address: "10.0.0.1" }, NOW)
+    }
+
+    fn line(status: &Value) -> String {
+        let container = &status["containerStatuses"][0];
+        let (state, detail) =
+            container["state"].as_object().and_then(|state| state.iter().next()).map(|(a, b)| (a.clone(), b.clone())).unwrap();
+        let ready = status["conditions"].as_array().unwrap().iter().find(|condition| condition["type"] == "Ready").unwrap();
+        let reason = detail["reason"].as_str().unwrap_or("-");
+        format!(
+            "{} {state} {reason} {} {}",
+            status["phase"].as_str().unwrap(),
+            container["restartCount"],
+            ready["status"].as_str().unwrap()
+        )
+    }
+
+    #[test]
+    fn a_pod_reads_as_kubectl_users_know_it() {
+        let check = |policy, state, wanted: &str| assert_eq!(line(&told(policy, state, |_| ())), wanted);
+        check("Always", None, "Pending waiting ContainerCreating 0 False");
+        check("Always", Some((State::Running, 0, 0)), "Running running - 0 True");
+        check("Always", Some((State::Exited, 1, 3)), "Running waiting CrashLoopBackOff 3 False");
+        check("Always", Some((State::Exited, 1, 0)), "Running terminated Error 0 False");
+        check("Never", Some((State::Exited, 0, 0)), "Succeeded terminated Completed 0 False");
+        check("Never", Some((State::Exited, 2, 0)), "Failed terminated Error 0 False");
+        check("OnFailure", Some((State::Exited, 0, 1)), "Succeeded terminated Completed 1 False");
+    }
+
+    #[test]
+    fn waiting_reasons_and_readiness_come_from_memory() {
+        let failed = |memory: &mut Memory| {
+            let failure = Failure { reason: "ErrImagePull", message: "no".into(), retry_at: NOW + SECOND, pause: SECOND };
+            memory.images.insert("a".into(), Step::Failed(failure));
+        };
+        assert_eq!(line(&told("Always", None, failed)), "Pending waiting ErrImagePull 0 False");
+        let unready = told("Always", Some((State::Running, 0, 0)), |memory| memory.ready.clear());
+        assert_eq!(line(&unready), "Running running - 0 False");
+        let condition =
+            unready["conditions"].as_array().unwrap().iter().find(|condition| condition["type"] == "ContainersReady").unwrap().clone();
+        assert_eq!(condition["message"], "containers with unready status: [a]");
+        let rejected = told("Always", None, |memory| memory.rejected = Some(("DeadlineExceeded".into(), "late".into())));
+        assert_eq!((&rejected["phase"], &rejected["reason"]), (&json!("Failed"), &json!("DeadlineExceeded")));
+    }
+}
