@@ -1,9 +1,11 @@
 //! `kprov agent`: one node: kubelet, pod network, service proxy and DNS over one client. A composition root. Hidden.
 
 use crate::error::{Context, Error, Kind, Result};
-use crate::orchestrator::client::{Client, https};
+use crate::orchestrator::client::{Client, Informer, Selector, https};
 use crate::orchestrator::config::AgentConfig;
 use crate::orchestrator::{dns, kubelet, network, proxy};
+use k8s_openapi::api::core::v1::{Node, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::task::JoinSet;
@@ -24,11 +26,15 @@ pub async fn run(args: &Args) -> Result<()> {
     let client = connect(&config)?;
     let cancel = super::until_terminated()?;
     let mut parts = JoinSet::new();
+    // Each kind is kept in memory once, whoever reads it.
+    let nodes = Informer::<Node>::start(client.clone(), Selector::all(), &cancel);
+    let services = Informer::<Service>::start(client.clone(), Selector::all(), &cancel);
+    let slices = Informer::<EndpointSlice>::start(client.clone(), Selector::all(), &cancel);
     // In the order of need: a pod cannot start before its node has a network.
-    //parts.spawn(network::run(config.clone(), client.clone(), cancel.clone()));
-    //parts.spawn(kubelet::run(config.clone(), client.clone(), cancel.clone()));
-    //parts.spawn(proxy::run(config.clone(), client.clone(), cancel.clone()));
-    //parts.spawn(dns::run(config, client, cancel.clone()));
+    parts.spawn(network::run_with(config.clone(), nodes, cancel.clone()));
+    parts.spawn(kubelet::run_with(config.clone(), client, services.clone(), cancel.clone()));
+    parts.spawn(proxy::run_with(config.clone(), services.clone(), slices.clone(), cancel.clone()));
+    parts.spawn(dns::run_with(config, services, slices, cancel.clone()));
     join(parts, cancel).await
 }
 

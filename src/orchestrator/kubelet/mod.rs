@@ -64,6 +64,12 @@ const HAPPENINGS: usize = 256;
 /// Runs this node's kubelet until cancelled. Needs neither the API nor the runtime to be there at its start; fails only for what a
 /// person must mend (certificates, a taken port). Containers keep running when it ends.
 pub async fn run(config: Arc<AgentConfig>, client: Client, cancel: CancellationToken) -> Result<()> {
+    let services = Informer::<Service>::start(client.clone(), Selector::all(), &cancel);
+    run_with(config, client, services, cancel).await
+}
+
+/// The same with an informer that the agent has already.
+pub async fn run_with(config: Arc<AgentConfig>, client: Client, services: Informer<Service>, cancel: CancellationToken) -> Result<()> {
     let root = config.data.join("pods");
     std::fs::create_dir_all(&root).or_fail(Kind::Host, || format!("could not make {}", root.display()))?;
     std::fs::create_dir_all(LOGS).or_fail(Kind::Host, || format!("could not make {LOGS}"))?;
@@ -72,7 +78,7 @@ pub async fn run(config: Arc<AgentConfig>, client: Client, cancel: CancellationT
     let objects = objects::Objects::new(client.clone(), wake, cancel.clone());
     let context = Arc::new(Context {
         volumes: volumes::Volumes::new(client.clone(), objects, root),
-        services: Informer::start(client.clone(), Selector::all(), &cancel),
+        services,
         recorder: Recorder::start(client.clone(), "kubelet", &config.node_name, &cancel),
         size: machine::measure(&config.data),
         driver: cgroups::driver(),
