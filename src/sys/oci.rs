@@ -1,7 +1,6 @@
 //! OCI image archives made from one static binary: how kprov's own image (sandbox process, demo) exists without any registry. Pure.
 
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 use std::io::{self, Write};
 
 /// The image every cluster has: `/kprov` as entrypoint, `pause` as its command.
@@ -83,7 +82,7 @@ fn descriptor(media_type: &str, bytes: &[u8]) -> Value {
 }
 
 fn digest(bytes: &[u8]) -> String {
-    format!("sha256:{}", hex::encode(Sha256::digest(bytes)))
+    format!("sha256:{}", super::executable::sha256(bytes))
 }
 
 fn encode(value: &Value) -> Vec<u8> {

@@ -4,6 +4,7 @@ use super::{disk, machine};
 use crate::bootstrap::spec::{Ready, Service};
 use crate::bootstrap::template;
 use crate::error::{Context, Error, Kind, Result};
+use crate::supervisor::{self, client};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -30,29 +31,25 @@ impl Init {
     pub fn ensure(self, service: &Service, revision: &str) -> Result<bool> {
         match self {
             Init::Systemd => ensure_unit(service, revision),
-            Init::Supervisor => Err(no_supervisor()),
-        }
-    }
-
-    /// Until somebody answers where the service should.
-    pub fn wait_ready(self, service: &Service) -> Result<()> {
-        let deadline = Instant::now() + READY_TIMEOUT;
-        let mut pause = FIRST_LOOK;
-        while !service.ready.as_ref().is_none_or(answers) {
-            if Instant::now() > deadline {
-                let error = Error::host(format!("could not start {}: nobody answers after {} s", service.name, READY_TIMEOUT.as_secs()));
-                return Err(error.hint(self.log_hint(&service.name)));
+            Init::Supervisor => {
+                client::ensure_supervisor()?;
+                client::ensure(&supervised(service, revision))
             }
-            std::thread::sleep(pause);
-            pause = (pause * 2).min(LONGEST_PAUSE);
         }
-        Ok(())
     }
 
-    fn log_hint(self, name: &str) -> String {
+    /// Until somebody answers where the service should: the new process, not the one that is being stopped.
+    pub fn wait_ready(self, service: &Service) -> Result<()> {
         match self {
-            Init::Systemd => format!("on the machine: journalctl -u {name}"),
-            Init::Supervisor => format!("its log on the machine: /var/log/kprov/{name}.log"),
+            Init::Systemd => wait_answer(service),
+            Init::Supervisor => {
+                let ready = match &service.ready {
+                    Some(Ready::Tcp(address)) => client::Ready::Tcp(*address),
+                    Some(Ready::Unix(path)) => client::Ready::Unix(path.clone()),
+                    None => client::Ready::Running,
+                };
+                client::wait_ready(&service.name, &ready, READY_TIMEOUT)
+            }
         }
     }
 
@@ -63,7 +60,10 @@ impl Init {
                 let active = |name: &&String| systemctl(&["is-active", "--quiet", name]).status().is_ok_and(|status| status.success());
                 names.iter().filter(active).cloned().collect()
             }
-            Init::Supervisor => Vec::new(),
+            Init::Supervisor => {
+                let running = client::status().unwrap_or_default().into_iter().filter(|status| status.state == supervisor::State::Running);
+                running.map(|status| status.name).filter(|name| names.contains(name)).collect()
+            }
         }
     }
 
@@ -79,9 +79,25 @@ impl Init {
                 std::fs::remove_file(&unit).or_fail(Kind::Host, || format!("could not remove {}", unit.display()))?;
                 machine::run(&mut systemctl(&["daemon-reload"]), "could not reload systemd").map(drop)
             }
+            Init::Supervisor if client::is_running() => client::remove(name).map(drop),
             Init::Supervisor => Ok(()),
         }
     }
+}
+
+/// `systemctl restart` returns after the old process has ended, so any answer is the new one's.
+fn wait_answer(service: &Service) -> Result<()> {
+    let deadline = Instant::now() + READY_TIMEOUT;
+    let mut pause = FIRST_LOOK;
+    while !service.ready.as_ref().is_none_or(answers) {
+        if Instant::now() > deadline {
+            let error = Error::host(format!("could not start {}: nobody answers after {} s", service.name, READY_TIMEOUT.as_secs()));
+            return Err(error.hint(format!("on the machine: journalctl -u {}", service.name)));
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+    Ok(())
 }
 
 fn answers(ready: &Ready) -> bool {
@@ -129,6 +145,13 @@ fn unit_path(name: &str) -> PathBuf {
     PathBuf::from("/etc/systemd/system").join(format!("{name}.service"))
 }
 
-fn no_supervisor() -> Error {
-    Error::host("could not start services: systemd is not process 1 of this machine")
+fn supervised(service: &Service, revision: &str) -> supervisor::Service {
+    let argv: Vec<_> = service.argv.iter().map(String::as_str).collect();
+    let mut supervised = supervisor::Service::new(&service.name, &argv);
+    supervised.env = service.env.clone();
+    supervised.after = service.after.clone();
+    supervised.revision = revision.to_string();
+    // Pods are killed before what looks after them.
+    supervised.oom_score_adj = Some(-900);
+    supervised
 }
