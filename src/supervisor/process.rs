@@ -41,6 +41,8 @@ pub fn spawn(service: &Service) -> io::Result<Identity> {
     unsafe {
         command.pre_exec(move || {
             libc::setsid();
+            // The manager reads its signals from a descriptor, so they are blocked; a service that inherits this never hears SIGTERM.
+            nix::sys::signal::SigSet::empty().thread_set_mask()?;
             if let Some(score) = &oom_score_adj {
                 // Refused without CAP_SYS_RESOURCE; the service runs all the same.
                 let _ = fs::write("/proc/self/oom_score_adj", score);

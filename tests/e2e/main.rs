@@ -1,4 +1,5 @@
 //! Whole processes on this machine, as root.
 
+mod bootstrap;
 mod kubelet;
 mod local_machines;
