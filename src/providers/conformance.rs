@@ -81,15 +81,12 @@ impl<P: Provider> Subject<P> {
     }
 
     async fn is_whole(&self, when: &str) {
-        let whole = |observed: &[Observed]| {
-            observed.len() == self.resources.len()
-                && self.resources.iter().all(|wish| find(observed, &wish.id).is_some_and(|thing| thing.phase == Phase::Ready))
+        let as_wished = |observed: &[Observed], wish: &Resource| {
+            find(observed, &wish.id).is_some_and(|thing| thing.phase == Phase::Ready && difference(&wish.spec, &thing.spec).is_empty())
         };
-        let observed = self.eventually(&format!("each resource is there once and ready {when}"), whole).await;
-        for wish in &self.resources {
-            let differences = difference(&wish.spec, &find(&observed, &wish.id).expect("just seen").spec);
-            assert!(differences.is_empty(), "{} is not as wished {when}: {differences:?}", wish.id);
-        }
+        let whole =
+            |observed: &[Observed]| observed.len() == self.resources.len() && self.resources.iter().all(|wish| as_wished(observed, wish));
+        self.eventually(&format!("each resource is there once, ready and as wished {when}: {:#?}", self.resources), whole).await;
     }
 
     async fn everything_is_made_in_order_and_seen(&self) -> Vec<Request> {

@@ -3,7 +3,7 @@
 use super::{Cloud, Fault, Thing};
 use crate::blueprint::Blueprint;
 use crate::engine::handoff::{Epoch, EpochStore};
-use crate::engine::{Action, Cluster, Door, HOST, Inputs, Observed, Phase, Progress, Request, Resource, Verb};
+use crate::engine::{Action, Cluster, Door, HOST, Id, Inputs, Observed, Phase, Progress, Request, Resource, Verb};
 use crate::error::{Error, Result};
 use crate::providers::{Context, Provider, resources};
 use async_trait::async_trait;
@@ -69,7 +69,7 @@ impl Door for Hosts {
 fn body(action: &Action, inputs: &Inputs) -> Value {
     let named = |kind: &str, names: &Value| -> Vec<String> {
         let names = names.as_array().into_iter().flatten().filter_map(Value::as_str);
-        names.filter_map(|name| inputs.get(&crate::engine::Id::new(kind, name))).map(|thing| thing.handle.clone()).collect()
+        names.filter_map(|name| inputs.get(&Id::new(kind, name))).map(|thing| thing.handle.clone()).collect()
     };
     let mut needs = match action.id.kind.as_str() {
         HOST => named(resources::MACHINE, &json!([action.id.name])),
@@ -92,7 +92,10 @@ impl Provider for Fake {
         "fake"
     }
     fn resources(&self, blueprint: &Blueprint, context: &Context) -> Result<Vec<Resource>> {
-        resources::expand(blueprint, context)
+        let id = Id::new(resources::NETWORK, "fabric");
+        let summary = "the fake's own".into();
+        let network = Resource { id: id.clone(), spec: json!({}), needs: vec![], replace_on: vec![], summary };
+        Ok(std::iter::once(network).chain(resources::expand(blueprint, context, &id)).collect())
     }
     async fn check(&self, resources: &[Resource]) -> Result<()> {
         let quota = self.cloud.manners().quota;
