@@ -4,8 +4,9 @@ use super::Context;
 use crate::blueprint::quantity::{format_bytes, format_cpu};
 use crate::blueprint::{Blueprint, Role};
 use crate::engine::{HOST, Id, Resource};
+use crate::error::Result;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 pub use crate::engine::MACHINE;
 
@@ -55,27 +56,40 @@ pub struct FilesystemSpec {
     pub size_bytes: u64,
 }
 
-/// What every provider makes for a blueprint, in an order where needs come first; all need `network`, the provider's own. A provider
-/// then adds to `replace_on` what it cannot change in place, to specs what only it knows, and the resources that only it has.
-pub fn expand(blueprint: &Blueprint, context: &Context, network: &Id) -> Vec<Resource> {
-    let mut all = Vec::new();
-    for filesystem in &blueprint.spec.filesystems {
+/// What every provider makes for a blueprint, in an order where needs come first. A provider may then change specs (its own fields),
+/// `replace_on` (what it can change in place) and add resources of its own.
+pub fn expand(blueprint: &Blueprint, context: &Context) -> Result<Vec<Resource>> {
+    let network = Id::new(NETWORK, &context.cluster.name);
+    let mut all = vec![Resource {
+        id: network.clone(),
+        spec: json!({}),
+        needs: vec![],
+        replace_on: vec![],
+        summary: "private to the cluster".into(),
+    }];
+    let filesystems = blueprint.spec.filesystems.iter().map(|filesystem| {
         let size_bytes = filesystem.size_bytes();
-        let summary = format!("{} shared", format_bytes(size_bytes as i64));
-        all.push(resource(Id::new(FILESYSTEM, &filesystem.name), &FilesystemSpec { size_bytes }, vec![network.clone()], summary));
-    }
-    let machine_needs: Vec<Id> = std::iter::once(network.clone()).chain(all.iter().map(|filesystem| filesystem.id.clone())).collect();
+        resource(
+            Id::new(FILESYSTEM, &filesystem.name),
+            &FilesystemSpec { size_bytes },
+            vec![network.clone()],
+            format!("{} shared", format_bytes(size_bytes as i64)),
+        )
+    });
+    all.extend(filesystems);
+    let mut machine_needs = vec![network.clone()];
+    machine_needs.extend(all.iter().filter(|resource| resource.id.kind == FILESYSTEM).map(|resource| resource.id.clone()));
     all.extend(machines(blueprint, context).map(|(name, spec)| {
         let summary = format!("{} cpu, {} memory", format_cpu(spec.cpu_millis as i64), format_bytes(spec.memory_bytes as i64));
-        let machine = resource(Id::new(MACHINE, name), &spec, machine_needs.clone(), summary);
-        Resource { replace_on: vec!["role".into()], ..machine }
+        let replace_on = ["role", "cpuMillis", "memoryBytes", "diskBytes"].map(String::from).to_vec();
+        Resource { replace_on, ..resource(Id::new(MACHINE, name), &spec, machine_needs.clone(), summary) }
     }));
     let serving = serving_machines(blueprint);
     all.extend(load_balancers(blueprint, context, &serving).map(|(spec, summary)| {
         let needs = std::iter::once(network.clone()).chain(spec.machines.iter().map(|name| Id::new(MACHINE, name))).collect();
         resource(Id::new(LOAD_BALANCER, &spec.name), &spec, needs, summary)
     }));
-    all
+    Ok(all)
 }
 
 /// A host per machine, with the spec that `spec` makes for it: what bootstrap installs.
@@ -146,11 +160,6 @@ fn load_balancers<'a>(
 mod tests {
     use super::*;
     use crate::engine::Cluster;
-    use serde_json::json;
-
-    fn network() -> Id {
-        Id::new(NETWORK, "fabric")
-    }
 
     fn context() -> Context {
         Context {
@@ -182,7 +191,7 @@ mod tests {
 
     /// One line per resource: id, what people read, what it needs.
     fn check(blueprint: &Blueprint, expected: &[&str]) {
-        let resources = expand(blueprint, &context(), &network());
+        let resources = expand(blueprint, &context()).expect("a good blueprint");
         let line = |resource: &Resource| {
             let needs: Vec<String> = resource.needs.iter().map(Id::to_string).collect();
             format!("{}: {} <- {}", resource.id, resource.summary, needs.join(" "))
@@ -195,27 +204,28 @@ mod tests {
         check(
             &blueprint(2),
             &[
-                "filesystem/media: 5Gi shared <- network/fabric",
-                "machine/control-1: 1 cpu, 1Gi memory <- network/fabric filesystem/media",
-                "machine/worker-1: 500m cpu, 2Gi memory <- network/fabric filesystem/media",
-                "machine/worker-2: 500m cpu, 2Gi memory <- network/fabric filesystem/media",
-                "load-balancer/web: 80 to shop/web <- network/fabric machine/worker-1 machine/worker-2",
-                "load-balancer/svc-12345678: 443 for a Service <- network/fabric machine/worker-1 machine/worker-2",
+                "network/shop: private to the cluster <- ",
+                "filesystem/media: 5Gi shared <- network/shop",
+                "machine/control-1: 1 cpu, 1Gi memory <- network/shop filesystem/media",
+                "machine/worker-1: 500m cpu, 2Gi memory <- network/shop filesystem/media",
+                "machine/worker-2: 500m cpu, 2Gi memory <- network/shop filesystem/media",
+                "load-balancer/web: 80 to shop/web <- network/shop machine/worker-1 machine/worker-2",
+                "load-balancer/svc-12345678: 443 for a Service <- network/shop machine/worker-1 machine/worker-2",
             ],
         );
     }
 
     #[test]
     fn without_workers_the_control_plane_serves() {
-        let resources = expand(&blueprint(0), &context(), &network());
-        let balancer: LoadBalancerSpec = serde_json::from_value(resources[2].spec.clone()).expect("a load balancer");
+        let resources = expand(&blueprint(0), &context()).expect("a good blueprint");
+        let balancer: LoadBalancerSpec = serde_json::from_value(resources[3].spec.clone()).expect("a load balancer");
         assert_eq!(balancer.machines, ["control-1"]);
         assert_eq!(balancer.listeners, [ListenerSpec { port: 80, protocol: "TCP".into(), node_port: 32000 }]);
     }
 
     #[test]
     fn every_machine_gets_a_host_that_needs_it() {
-        let resources = expand(&blueprint(1), &context(), &network());
+        let resources = expand(&blueprint(1), &context()).expect("a good blueprint");
         let hosts = hosts(&resources, |name, machine| json!({"name": name, "role": machine.role}));
         assert_eq!(hosts.len(), 2);
         assert_eq!((&hosts[1].id, &hosts[1].needs[0]), (&Id::new(HOST, "worker-1"), &Id::new(MACHINE, "worker-1")));

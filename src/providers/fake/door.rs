@@ -92,10 +92,7 @@ impl Provider for Fake {
         "fake"
     }
     fn resources(&self, blueprint: &Blueprint, context: &Context) -> Result<Vec<Resource>> {
-        let id = Id::new(resources::NETWORK, "fabric");
-        let summary = "the fake's own".into();
-        let network = Resource { id: id.clone(), spec: json!({}), needs: vec![], replace_on: vec![], summary };
-        Ok(std::iter::once(network).chain(resources::expand(blueprint, context, &id)).collect())
+        resources::expand(blueprint, context)
     }
     async fn check(&self, resources: &[Resource]) -> Result<()> {
         let quota = self.cloud.manners().quota;
