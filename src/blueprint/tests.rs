@@ -343,8 +343,6 @@ fn a_file_full_of_mistakes_ends_in_a_hundred_problems() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
-
     #[test]
     fn damaged_blueprints_are_read_or_refused(cut in 0_usize..2000, length in 0_usize..12, insert in "[-a-z0-9:{}\\[\\]\"'&*!|>#,\n ]{0,12}") {
         let text = starter::text("shop");

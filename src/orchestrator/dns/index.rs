@@ -3,12 +3,13 @@
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 /// What stands behind `<service>.<namespace>.svc`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Entry {
     /// One address for all.
     Cluster { addresses: Vec<IpAddr>, ports: Vec<Port> },
@@ -19,7 +20,7 @@ pub enum Entry {
 }
 
 /// A named port: `_<name>._<protocol>`.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Port {
     pub name: String,
     /// In small letters.
@@ -27,7 +28,7 @@ pub struct Port {
     pub number: u16,
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Host {
     pub addresses: BTreeSet<IpAddr>,
     pub ports: BTreeSet<Port>,
@@ -68,6 +69,25 @@ impl Index {
     }
     pub fn names(&self, address: IpAddr) -> impl Iterator<Item = &Vec<String>> {
         self.names.get(&address).into_iter().flatten()
+    }
+
+    pub fn keys(&self) -> Vec<Key> {
+        self.services.keys().cloned().collect()
+    }
+
+    /// Everything, to be read again by `restore` after a restart without the control plane.
+    pub fn save(&self) -> Vec<u8> {
+        let all: Vec<(&Key, &Entry)> = self.services.iter().collect();
+        serde_json::to_vec(&all).expect("plain data has no reason to fail")
+    }
+    /// Whether the bytes were what `save` wrote.
+    pub fn restore(&mut self, bytes: &[u8]) -> bool {
+        let Ok(all) = serde_json::from_slice::<Vec<(Key, Entry)>>(bytes) else { return false };
+        for (key, entry) in all {
+            self.put(key, Some(entry));
+        }
+        self.complete = true;
+        true
     }
 
     /// Replaces (or with `None` removes) one service.

@@ -22,7 +22,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use parking_lot::RwLock;
 use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
@@ -37,6 +37,8 @@ const MOST_CONNECTIONS: usize = 256;
 const IDLE: Duration = Duration::from_secs(10);
 /// Somebody else may hold the port for a moment, for instance the agent before this one.
 const BIND_RETRY: Duration = Duration::from_secs(1);
+/// What is known is written to disk this long after a change, once for all changes in between.
+const SAVE_DELAY: Duration = Duration::from_secs(2);
 
 /// Answers on the cluster DNS address until cancelled.
 pub async fn run(config: Arc<AgentConfig>, client: Client, cancel: CancellationToken) -> Result<()> {
@@ -56,7 +58,13 @@ pub async fn run_with(
         Door::open().await?.ensure_loopback_address(address).await?;
     }
     let ranges = vec![config.service_cidr, config.pod_cidr];
-    let index = Arc::new(RwLock::new(Index::new(&config.cluster_domain, config.dns_address, ranges)));
+    let mut index = Index::new(&config.cluster_domain, config.dns_address, ranges);
+    // An agent that starts while the control plane is away serves what it knew.
+    let memory = config.data.join("dns.json");
+    if std::fs::read(&memory).is_ok_and(|bytes| index.restore(&bytes)) {
+        tracing::debug!("names from before the restart are served until the API answers");
+    }
+    let index = Arc::new(RwLock::new(index));
     let server = Arc::new(Server {
         index: index.clone(),
         own: config.dns_address,
@@ -67,14 +75,14 @@ pub async fn run_with(
     let address = SocketAddr::new(config.dns_address, 53);
     tokio::select! {
         _ = cancel.cancelled() => Ok(()),
-        _ = follow(index, services, slices) => Ok(()),
+        _ = follow(index, services, slices, memory) => Ok(()),
         _ = server.clone().serve_udp(address) => Ok(()),
         _ = server.serve_tcp(address) => Ok(()),
     }
 }
 
 /// Keeps the index at what the informers know; only services that changed are looked at.
-async fn follow(index: Arc<RwLock<Index>>, services: Informer<Service>, slices: Informer<EndpointSlice>) {
+async fn follow(index: Arc<RwLock<Index>>, services: Informer<Service>, slices: Informer<EndpointSlice>, memory: PathBuf) {
     slices.add_index(SERVICE_NAME, |slice| service_of(slice).map(|(namespace, name)| format!("{namespace}/{name}")).into_iter().collect());
     let (mut service_changes, mut slice_changes) = (services.changes(), slices.changes());
     let complete = async {
@@ -82,8 +90,9 @@ async fn follow(index: Arc<RwLock<Index>>, services: Informer<Service>, slices: 
         slices.synced().await;
     };
     tokio::pin!(complete);
-    let mut is_complete = false;
+    let (mut is_complete, mut told_all) = (false, false);
     let (mut some_services, mut some_slices) = (Vec::new(), Vec::new());
+    let mut save_at: Option<tokio::time::Instant> = None;
     loop {
         tokio::select! {
             // In this order: everything that a sync brought is in the index before names may be denied.
@@ -91,10 +100,22 @@ async fn follow(index: Arc<RwLock<Index>>, services: Informer<Service>, slices: 
             count = service_changes.recv_many(&mut some_services, 1024) => if count == 0 { std::future::pending::<()>().await },
             count = slice_changes.recv_many(&mut some_slices, 1024) => if count == 0 { std::future::pending::<()>().await },
             _ = &mut complete, if !is_complete => is_complete = true,
+            _ = tokio::time::sleep_until(save_at.unwrap_or_else(tokio::time::Instant::now)), if save_at.is_some() => {
+                save_at = None;
+                save(&index, &memory).await;
+            }
         }
         let mut touched: HashSet<Key> = some_services.drain(..).map(|change| (change.key.namespace, change.key.name)).collect();
         for Change { old, new, .. } in some_slices.drain(..) {
             touched.extend(old.iter().chain(&new).filter_map(|slice| service_of(slice)));
+        }
+        if is_complete && !told_all {
+            // What was remembered from before the restart and is gone since.
+            touched.extend(index.read().keys());
+            told_all = true;
+        }
+        if !touched.is_empty() && is_complete {
+            save_at.get_or_insert_with(|| tokio::time::Instant::now() + SAVE_DELAY);
         }
         for key in touched {
             let entry = services.get(&key.0, &key.1).and_then(|service| {
@@ -106,6 +127,15 @@ async fn follow(index: Arc<RwLock<Index>>, services: Informer<Service>, slices: 
         if is_complete && service_changes.is_empty() && slice_changes.is_empty() && !index.read().complete {
             index.write().complete = true;
         }
+    }
+}
+
+/// Losing this file costs nothing while the control plane answers, so a failure is no more than noted.
+async fn save(index: &RwLock<Index>, memory: &Path) {
+    let (bytes, memory) = (index.read().save(), memory.to_path_buf());
+    let written = tokio::task::spawn_blocking(move || crate::sys::files::write_atomic(&memory, &bytes, 0o600)).await;
+    if !matches!(written, Ok(Ok(()))) {
+        tracing::debug!(?written, "could not remember the names on disk");
     }
 }
 

@@ -299,7 +299,9 @@ fn sockets_follow_the_informers_and_forward_the_rest() {
         let address: SocketAddr = "10.96.0.10:53".parse().expect("an address");
         tokio::spawn(server.clone().serve_udp(address));
         tokio::spawn(server.serve_tcp(address));
-        tokio::spawn(follow(index, services.clone(), slices.clone()));
+        let memory = folder.path().join("dns.json");
+        index.write().put(("old".into(), "gone".into()), index::entry(&objects()[0].0, &[]));
+        tokio::spawn(follow(index, services.clone(), slices.clone(), memory.clone()));
 
         let udp = |name: &'static str| async move {
             let socket = UdpSocket::bind("0.0.0.0:0").await.expect("a socket");
@@ -333,6 +335,18 @@ fn sockets_follow_the_informers_and_forward_the_rest() {
         assert_eq!(udp("outside.shop.svc.cluster.local.").await, "NoError www.example.org. 192.0.2.80");
         slices.apply(super::super::client::informer::Key::new("shop", "db-x"), None);
         while udp("db-0.db.shop.svc.cluster.local.").await != "NXDomain " {}
+
+        // What is remembered holds what was told, and nothing that was gone before the API answered.
+        let bytes = loop {
+            match std::fs::read(&memory) {
+                Ok(bytes) => break bytes,
+                Err(_) => tokio::task::yield_now().await,
+            }
+        };
+        let mut restored = Index::new("cluster.local", config.dns_address, vec![config.service_cidr]);
+        assert!(restored.restore(&bytes) && restored.complete);
+        assert!(restored.service("shop", "web").is_some() && restored.service("old", "gone").is_none());
+        assert!(!restored.restore(b"[1]"));
 
         let mut stream = TcpStream::connect(address).await.expect("connected");
         for _ in 0..2 {
