@@ -51,8 +51,9 @@ impl HostWish {
 
 /// Says what a host should be, when it is about to be installed: implemented where rooms meet. `inputs` are the outputs that existed
 /// when the action was planned.
+#[async_trait]
 pub trait HostSource: Send + Sync {
-    fn host(&self, machine: &str, wish: &HostWish, inputs: &Inputs) -> Result<HostSpec>;
+    async fn host(&self, machine: &str, wish: &HostWish, inputs: &Inputs) -> Result<HostSpec>;
 }
 
 /// Sees hosts: over SSH, or through the cluster's own Node objects.
@@ -113,7 +114,7 @@ impl Door for HostDoor {
         }
         let body: Body = serde_json::from_value(request.body.clone()).or_fail(Kind::Internal, damaged)?;
         let inputs: Inputs = body.inputs.into_iter().map(|input| (input.id.clone(), input)).collect();
-        let mut spec = self.source.host(&request.id.name, &body.wish, &inputs)?;
+        let mut spec = self.source.host(&request.id.name, &body.wish, &inputs).await?;
         spec.revision = body.wish.revision.clone();
         spec.generation = request.generation;
         progress("waiting for sshd");

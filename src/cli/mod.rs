@@ -3,15 +3,28 @@
 mod agent;
 mod completions;
 mod demo;
+mod doctor;
+mod down;
 mod hidden;
 mod image;
 mod init;
+mod keeper;
+mod kubeconfig;
+mod list;
 mod logging;
 mod pause;
+mod plan;
+mod progress;
 mod schema;
-pub mod state;
+mod server;
+mod session;
+mod ssh;
+mod state;
+mod status;
 mod terminal;
+mod up;
 mod validate;
+mod world;
 
 use crate::error::{Error, Kind, Result};
 use clap::{Parser, Subcommand};
@@ -27,6 +40,22 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Make what a blueprint says exist, and wait until it serves
+    Up(up::Args),
+    /// Show what `up` would do
+    Plan(plan::Args),
+    /// Take a cluster away and prove that nothing is left
+    Down(down::Args),
+    /// Show what is wanted, what is, and what it waits for
+    Status(status::Args),
+    /// List clusters
+    List(list::Args),
+    /// Print the administrator's kubeconfig
+    Kubeconfig(kubeconfig::Args),
+    /// Open a shell on a machine, or run a command there
+    Ssh(ssh::Args),
+    /// Say what this host lacks for the local provider
+    Doctor(doctor::Args),
     /// Check a blueprint and everything it names; print every problem at once
     Validate(validate::Args),
     /// Print the blueprint's JSON Schema
@@ -38,6 +67,9 @@ enum Command {
     /// Write kprov's own image as an OCI archive
     #[command(hide = true)]
     Image(image::Args),
+    /// Run the control plane: store, API, scheduler, controllers, the infrastructure loop
+    #[command(hide = true)]
+    Server(server::Args),
     /// Run the node agent: kubelet, service proxy, DNS
     #[command(hide = true)]
     Agent(agent::Args),
@@ -70,11 +102,23 @@ pub fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<ExitCode> {
     match command {
+        Command::Up(args) => return runtime(2)?.block_on(up::run(&args)),
+        Command::Plan(args) => return runtime(2)?.block_on(plan::run(&args)),
+        Command::Down(args) => return runtime(2)?.block_on(down::run(&args)),
+        Command::Status(args) => return runtime(2)?.block_on(status::run(&args)),
+        Command::List(args) => runtime(1)?.block_on(list::run(&args))?,
+        Command::Kubeconfig(args) => kubeconfig::run(&args)?,
+        Command::Ssh(args) => return runtime(1)?.block_on(ssh::run(&args)),
+        Command::Doctor(args) => return doctor::run(&args),
         Command::Validate(args) => return validate::run(&args),
         Command::Schema => schema::run()?,
         Command::Init(args) => init::run(&args)?,
         Command::Completions(args) => completions::run(&args),
         Command::Image(args) => image::run(&args)?,
+        Command::Server(args) => {
+            logging::to_stderr();
+            runtime(2)?.block_on(server::run(&args))?;
+        }
         Command::Agent(args) => {
             logging::to_stderr();
             runtime(2)?.block_on(agent::run(&args))?;
@@ -107,6 +151,23 @@ fn until_terminated() -> Result<tokio_util::sync::CancellationToken> {
             _ = interrupt.recv() => {}
         }
         cancelled.cancel();
+    });
+    Ok(cancel)
+}
+
+/// Cancelled by the first Ctrl-C: start nothing new, finish what is in flight. The second ends the process, which every step survives.
+fn interrupted_once() -> Result<tokio_util::sync::CancellationToken> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut interrupt =
+        signal(SignalKind::interrupt()).map_err(|error| Error::new(Kind::Host, "could not handle signals").because(error))?;
+    let cancel = tokio_util::sync::CancellationToken::new();
+    let cancelled = cancel.clone();
+    tokio::spawn(async move {
+        interrupt.recv().await;
+        eprintln!("stopping: nothing new is started; run the same command again to go on (Ctrl-C again ends it at once)");
+        cancelled.cancel();
+        interrupt.recv().await;
+        std::process::exit(i32::from(Kind::Interrupted.exit_code()));
     });
     Ok(cancel)
 }

@@ -47,10 +47,6 @@ impl State {
         Ok(State { folder, _lock: lock })
     }
 
-    pub fn record(&self) -> Result<Option<Record>> {
-        record(&self.folder)
-    }
-
     pub fn save(&self, record: &Record) -> Result<()> {
         let text = serde_json::to_vec_pretty(record).or_fail(Kind::Internal, || "could not encode the cluster's record")?;
         files::write_atomic(&self.folder.join("cluster.json"), &text, 0o600)
@@ -60,10 +56,6 @@ impl State {
     /// After `down` has proved that nothing is left: the cache goes as well.
     pub fn remove(self) -> Result<()> {
         fs::remove_dir_all(&self.folder).or_fail(Kind::Host, || format!("could not remove {}", self.folder.display()))
-    }
-
-    pub fn path(&self, name: &str) -> PathBuf {
-        self.folder.join(name)
     }
 }
 

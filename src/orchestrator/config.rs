@@ -6,6 +6,14 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+/// The cluster's inner networks and names. One setting for all clusters: they are private to each.
+pub const SERVICE_CIDR: &str = "10.96.0.0/16";
+pub const POD_CIDR: &str = "10.244.0.0/16";
+pub const KUBERNETES_ADDRESS: &str = "10.96.0.1";
+pub const DNS_ADDRESS: &str = "10.96.0.10";
+pub const CLUSTER_DOMAIN: &str = "cluster.local";
+pub const API_PORT: u16 = 6443;
+
 /// `/etc/kprov/server.json`. Files in `pki` (PEM unless said otherwise): `ca.crt` `ca.key`; `server.crt` `server.key` (serving);
 /// `kubelet-client.crt` `kubelet-client.key` (API server to kubelets, O=system:masters is not used: CN=kprov:api-server);
 /// `sa.key` `sa.pub` (service account tokens, ECDSA P-256, PKCS#8 and SPKI); `encryption.key` (32 raw bytes: Secrets at rest).

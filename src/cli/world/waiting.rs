@@ -159,7 +159,8 @@ fn first_trouble(namespace: &str, workload: &Value, objects: &Objects) -> Option
             Some(format!("{name}: {reason}: {}", waiting.message.as_deref().unwrap_or("")))
         });
         let unscheduled = || {
-            let condition = status.conditions.iter().flatten().find(|condition| condition.type_ == "PodScheduled" && condition.status == "False")?;
+            let condition =
+                status.conditions.iter().flatten().find(|condition| condition.type_ == "PodScheduled" && condition.status == "False")?;
             Some(format!("{name}: {}", condition.message.as_deref().unwrap_or("not scheduled")))
         };
         container.or_else(unscheduled)

@@ -23,7 +23,7 @@ mod sweep;
 
 use crate::blueprint::Blueprint;
 use crate::engine::handoff::{Epoch, EpochStore};
-use crate::engine::{Action, Cluster, Door, Id, Inputs, Observed, Progress, Request, Resource, Verb};
+use crate::engine::{Action, Cluster, Door, Inputs, Observed, Progress, Request, Resource, Verb};
 use crate::error::{Context as _, Kind, Result};
 use crate::providers::resources::{self, FILESYSTEM, LOAD_BALANCER, MACHINE, NETWORK};
 use crate::providers::{Context, Provider};
@@ -172,6 +172,14 @@ impl Provider for Local {
 
     fn epochs(&self) -> &dyn EpochStore {
         self
+    }
+
+    async fn changed(&self, seen: &str) -> Result<String> {
+        Local::changed(self, seen).await
+    }
+
+    async fn leftovers(&self) -> Vec<String> {
+        leftovers(&self.cluster)
     }
 
     async fn loop_credentials(&self) -> Result<Value> {

@@ -1,0 +1,92 @@
+//! `kprov down FILE|NAME`: the loop is fenced, everything of the cluster goes, and a fresh look proves it.
+
+use super::progress::Progress;
+use super::session::{Session, recorded_provider};
+use super::{logging, terminal};
+use crate::blueprint::{ProviderName, load};
+use crate::error::{Context, Error, Kind, Result};
+use crate::providers;
+use serde_json::json;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+use tokio::time::Instant;
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The cluster's name, or its blueprint
+    #[arg(value_name = "FILE|NAME")]
+    target: String,
+    /// Do not ask before doing what the plan says
+    #[arg(short, long)]
+    yes: bool,
+    /// Give up after this many seconds; a next run continues
+    #[arg(long, default_value_t = 600, value_name = "SECONDS")]
+    timeout: u64,
+    /// Print the result as JSON
+    #[arg(short, long, value_parser = ["json"])]
+    output: Option<String>,
+}
+
+pub async fn run(args: &Args) -> Result<ExitCode> {
+    let Some((name, provider)) = target(&args.target).await? else { return Ok(ExitCode::from(Kind::Input.exit_code())) };
+    logging::to_file("down", &name)?;
+    let session = Session::open(&name, provider).await?;
+    let world = session.way_down()?;
+    let look = world.look().await?;
+    let progress = Progress::start();
+    if !look.plan.is_empty() {
+        eprint!("{}", look.plan);
+        if !args.yes && !terminal::confirm(&format!("Take {name} away for good?"))? {
+            return Err(Error::new(Kind::Interrupted, "could not go on: nobody agreed to the plan"));
+        }
+        let epoch = session.seize().await?;
+        world.converge(epoch, Instant::now() + Duration::from_secs(args.timeout), &progress).await?;
+    }
+    progress.finish();
+    prove(&session).await?;
+    let seconds = (progress.elapsed().as_secs_f64() * 10.0).round() / 10.0;
+    let existed = !look.plan.is_empty();
+    session.forget()?;
+    if args.output.is_some() {
+        let answer = json!({"cluster": name, "existed": existed, "left": [], "seconds": seconds});
+        println!("{}", serde_json::to_string_pretty(&answer).or_fail(Kind::Internal, || "could not print the result")?);
+    } else if existed {
+        println!("{name} is gone after {seconds} s: a fresh look found nothing of it.");
+    } else {
+        println!("{name} does not exist: a fresh look found nothing of it.");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Asks the provider and, where the provider is this host, the host itself: nothing of the cluster may be there any more.
+async fn prove(session: &Session) -> Result<()> {
+    let mut left: Vec<String> = session.observe_provider().await?.iter().map(|thing| format!("{} ({})", thing.id, thing.handle)).collect();
+    left.extend(session.provider.leftovers().await);
+    if left.is_empty() {
+        return Ok(());
+    }
+    Err(Error::provider(format!("could not take everything away; still there:\n  {}", left.join("\n  "))).hint("run kprov down again"))
+}
+
+/// A path to a blueprint, or a cluster's name. A blueprint that cannot be read in full decides nothing.
+async fn target(text: &str) -> Result<Option<(String, ProviderName)>> {
+    if Path::new(text).is_file() {
+        return Ok(match load::from_path(Path::new(text)) {
+            Ok(loaded) => Some((loaded.blueprint.metadata.name, loaded.blueprint.spec.provider)),
+            Err(problems) => {
+                terminal::print_problems(&problems);
+                None
+            }
+        });
+    }
+    if let Some(provider) = recorded_provider(text)? {
+        return Ok(Some((text.into(), provider)));
+    }
+    for provider in providers::ALL {
+        if providers::find(*provider, text)?.is_some() {
+            return Ok(Some((text.into(), *provider)));
+        }
+    }
+    Err(Error::input(format!("could not find a cluster or a file called {text:?}")).hint("kprov list shows the clusters"))
+}

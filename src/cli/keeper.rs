@@ -1,0 +1,185 @@
+//! The loop inside the cluster: the same engine as `kprov up`, fed by the Blueprint object, for ever.
+//!
+//! It wakes on events (the Blueprint, Nodes, Services of type LoadBalancer, the provider's own changes) and at the latest after
+//! [`REST`]; each time it looks at everything afresh. It acts only while the epoch says that it is the writer.
+
+use super::world::hosts::{Hosts, all_machines};
+use super::world::{host_door, waiting};
+use crate::blueprint::{Blueprint, schema::Metadata};
+use crate::bootstrap::install::Program;
+use crate::bootstrap::remote::Ssh;
+use crate::bootstrap::spec::PROVIDER_FILE;
+use crate::bootstrap::trust::Trust;
+use crate::engine::converge::{Options, Step, step};
+use crate::engine::handoff;
+use crate::engine::journal::{FileJournal, wall_clock};
+use crate::engine::{Door, Resource};
+use crate::error::{Context as _, Error, Kind, Result};
+use crate::orchestrator::client::blueprint::BlueprintObject;
+use crate::orchestrator::client::{Client, Informer, Patch, Selector, time};
+use crate::orchestrator::config::ServerConfig;
+use crate::orchestrator::controllers::Informers;
+use crate::providers::{self, Context, Provider};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+/// Without any event: providers can change without telling. Cheap (one observe), and long against any API's rate limit.
+const REST: Duration = Duration::from_secs(30);
+/// After a round that left something undone.
+const AGAIN: Duration = Duration::from_secs(2);
+/// Before the hand-off, and after a fence, only the epoch is looked at; it is one small read of the provider.
+const NOT_YET: Duration = Duration::from_millis(250);
+
+/// Ends only when told to; a provider that cannot be reached is tried again.
+pub async fn run(client: Client, informers: Informers, config: Arc<ServerConfig>, cancel: CancellationToken) -> Result<()> {
+    let blueprints = Informer::<BlueprintObject>::start(client.clone(), Selector::all(), &cancel);
+    let Some(keeper) = Keeper::open(client, informers, blueprints, &config).await? else {
+        // No provider's credentials: somebody runs the server by hand. There is nothing to keep.
+        cancel.cancelled().await;
+        return Ok(());
+    };
+    tokio::select! {
+        () = cancel.cancelled() => Ok(()),
+        () = keeper.keep(&cancel) => Ok(()),
+    }
+}
+
+struct Keeper {
+    client: Client,
+    informers: Informers,
+    blueprints: Informer<BlueprintObject>,
+    provider: Arc<dyn Provider>,
+    hosts: Hosts,
+    doors: Vec<Arc<dyn Door>>,
+    journal: FileJournal,
+}
+
+impl Keeper {
+    async fn open(
+        client: Client,
+        informers: Informers,
+        blueprints: Informer<BlueprintObject>,
+        config: &ServerConfig,
+    ) -> Result<Option<Keeper>> {
+        let Ok(credentials) = std::fs::read_to_string(PROVIDER_FILE) else { return Ok(None) };
+        let trust = Trust::load(&config.pki, SystemTime::now())?.ok_or_else(|| Error::host("could not find the cluster's keys"))?;
+        let trust = Arc::new(trust);
+        let secret: Value = serde_json::from_str(&credentials).or_fail(Kind::Host, || format!("could not read {PROVIDER_FILE}"))?;
+        let provider = providers::from_credentials(&secret)?;
+        let hosts = Hosts { trust: trust.clone(), program: Program::current()?, provider: provider.clone(), images: Vec::new() };
+        let ssh = Ssh::open(&config.data, &trust.ssh)?;
+        let doors: Vec<Arc<dyn Door>> = vec![provider.clone(), host_door::inside(ssh, hosts.clone(), client.clone())];
+        let journal = FileJournal::open(&config.data.join("journal"), wall_clock())?;
+        Ok(Some(Keeper { client, informers, blueprints, provider, hosts, doors, journal }))
+    }
+
+    async fn keep(&self, cancel: &CancellationToken) {
+        self.blueprints.synced().await;
+        self.informers.nodes.synced().await;
+        self.informers.services.synced().await;
+        let mut blueprints = self.blueprints.changed();
+        let mut nodes = self.informers.nodes.changed();
+        let mut services = self.informers.services.changed();
+        let mut seen = String::new();
+        loop {
+            let pause = match self.round(cancel).await {
+                Ok(pause) => pause,
+                Err(error) => {
+                    tracing::warn!("infrastructure: {}", error.chain());
+                    AGAIN
+                }
+            };
+            tokio::select! {
+                () = blueprints.wait() => {}
+                () = nodes.wait() => {}
+                () = services.wait() => {}
+                now = self.provider.changed(&seen) => seen = now.unwrap_or_default(),
+                () = sleep(pause) => {}
+            }
+        }
+    }
+
+    /// One look and what follows from it; how long to rest when nothing happens meanwhile.
+    async fn round(&self, cancel: &CancellationToken) -> Result<Duration> {
+        let Some(epoch) = handoff::inside(self.provider.epochs()).await? else { return Ok(NOT_YET) };
+        // Absence decides nothing: a Blueprint that somebody deleted is not a wish for no machines.
+        let Some(object) = self.blueprints.get("", &self.hosts.trust.cluster.name) else { return Ok(REST) };
+        let blueprint = blueprint(&object);
+        let desired = self.desired(&blueprint)?;
+        let mut options = Options::new(epoch);
+        options.cancel = cancel.clone();
+        options.keep_going = true;
+        let ended = step(&self.doors, &desired, &self.journal, &options, &|event| tracing::info!("{event}")).await?;
+        self.report(&object, &blueprint, &ended).await;
+        Ok(if ended.plan.is_empty() { REST } else { AGAIN })
+    }
+
+    fn desired(&self, blueprint: &Blueprint) -> Result<Vec<Resource>> {
+        let context = Context {
+            cluster: self.hosts.trust.cluster.clone(),
+            ssh_public_key: self.hosts.trust.ssh.public.clone(),
+            service_load_balancers: Vec::new(),
+        };
+        let mut desired = self.provider.resources(blueprint, &context)?;
+        desired.extend(self.hosts.resources(blueprint));
+        Ok(desired)
+    }
+
+    /// Writes what this round saw into the Blueprint's status, when that says anything new.
+    async fn report(&self, object: &BlueprintObject, blueprint: &Blueprint, ended: &Step) {
+        let nodes = self.informers.nodes.list();
+        let machines = all_machines(blueprint);
+        let ready = nodes.iter().filter(|node| waiting::is_ready(node)).count();
+        let doing: Vec<String> = ended.plan.actions.iter().map(|action| format!("{}: {}", action.key(), action.reason)).collect();
+        let failed: Vec<String> = ended.failed.iter().map(|(key, error)| format!("{key}: {}", error.chain())).collect();
+        let settled = ended.plan.is_empty() && ready == machines.len();
+        let message = failed.first().or(doing.first()).cloned().unwrap_or_else(|| format!("{ready} of {} nodes are ready", machines.len()));
+        let status = json!({
+            "observedGeneration": object.metadata.generation,
+            "machines": machines.len(),
+            "readyMachines": ready,
+            "doing": doing,
+            "failed": failed,
+            "conditions": conditions(object, settled, &message),
+        });
+        if object.status.as_ref().is_some_and(|kept| says_already(kept, &status)) {
+            return;
+        }
+        let name = object.metadata.name.as_deref().unwrap_or_default();
+        if let Err(error) = self.client.patch::<BlueprintObject>("", name, "status", Patch::Merge, &json!({ "status": status })).await {
+            tracing::debug!("could not write the blueprint's status: {error}");
+        }
+    }
+}
+
+/// The object as the file form that expansion reads.
+fn blueprint(object: &BlueprintObject) -> Blueprint {
+    Blueprint {
+        api_version: "kprov.dev/v1".into(),
+        kind: "Blueprint".into(),
+        metadata: Metadata {
+            name: object.metadata.name.clone().unwrap_or_default(),
+            labels: BTreeMap::new(),
+            annotations: BTreeMap::new(),
+        },
+        spec: object.spec.clone(),
+    }
+}
+
+/// One `Ready` condition; its transition time moves only when its status does.
+fn conditions(object: &BlueprintObject, settled: bool, message: &str) -> Value {
+    let status = if settled { "True" } else { "False" };
+    let kept = object.status.iter().flat_map(|status| status["conditions"].as_array().into_iter().flatten());
+    let before = kept.into_iter().find(|condition| condition["type"] == "Ready" && condition["status"] == status);
+    let since = before.map_or_else(|| json!(time::now_text()), |condition| condition["lastTransitionTime"].clone());
+    let reason = if settled { "AsWanted" } else { "Converging" };
+    json!([{"type": "Ready", "status": status, "reason": reason, "message": message, "lastTransitionTime": since}])
+}
+
+fn says_already(kept: &Value, status: &Value) -> bool {
+    status.as_object().is_some_and(|fields| fields.iter().all(|(name, value)| kept.get(name) == Some(value)))
+}

@@ -1,0 +1,45 @@
+//! `kprov plan FILE`: what `up` would do, and nothing else.
+
+use super::session::Session;
+use super::{logging, terminal};
+use crate::blueprint::load;
+use crate::error::{Context, Kind, Result};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The blueprint
+    file: PathBuf,
+    /// Print the plan as JSON
+    #[arg(short, long, value_parser = ["json"])]
+    output: Option<String>,
+    /// Exit with 2 when there are changes
+    #[arg(long)]
+    exit_code: bool,
+}
+
+pub async fn run(args: &Args) -> Result<ExitCode> {
+    let loaded = match load::from_path(&args.file) {
+        Ok(loaded) => loaded,
+        Err(problems) => {
+            terminal::print_problems(&problems);
+            return Ok(ExitCode::from(Kind::Input.exit_code()));
+        }
+    };
+    terminal::print_warnings(&loaded.warnings);
+    let name = &loaded.blueprint.metadata.name;
+    logging::to_file("plan", name)?;
+    let mut session = Session::open(name, loaded.blueprint.spec.provider).await?;
+    session.borrow_trust().await?;
+    let world = session.world(&loaded.blueprint, &loaded.images).await?;
+    let plan = world.look().await?.plan;
+    session.close();
+    if args.output.is_some() {
+        println!("{}", serde_json::to_string_pretty(&plan).or_fail(Kind::Internal, || "could not print the plan")?);
+    } else {
+        print!("{plan}");
+    }
+    let changes = args.exit_code && !plan.is_empty();
+    Ok(if changes { ExitCode::from(2) } else { ExitCode::SUCCESS })
+}

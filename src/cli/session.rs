@@ -1,0 +1,235 @@
+//! One cluster, opened by a command that may change it: state folder locked, provider reached, uid known, trust at hand.
+
+use super::state::{self, Record, State};
+use super::world::blueprint_door::{self, BlueprintDoor};
+use super::world::hosts::{Hosts, private_address};
+use super::world::outside::{Outside, desired};
+use super::world::{host_door, images, recover};
+use crate::blueprint::{Blueprint, ProviderName};
+use crate::bootstrap::install::Program;
+use crate::bootstrap::remote::Ssh;
+use crate::bootstrap::trust::Trust;
+use crate::engine::handoff::{self, Epoch, Wish, Writer};
+use crate::engine::journal::{FileJournal, wall_clock};
+use crate::engine::{Cluster, Observed};
+use crate::error::{Context as _, Error, Kind, Result};
+use crate::orchestrator::client::Client;
+use crate::providers::{self, Context, Provider};
+use crate::sys::{files, paths};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+use tokio_util::sync::CancellationToken;
+
+pub struct Session {
+    pub cluster: Cluster,
+    pub provider: Arc<dyn Provider>,
+    pub cancel: CancellationToken,
+    provider_name: ProviderName,
+    folder: PathBuf,
+    /// Held by commands that may change the cluster.
+    state: Option<State>,
+    trust: Option<Arc<Trust>>,
+    /// There was no record and nothing under this name: what this session wrote may go again.
+    fresh: bool,
+}
+
+/// An API that restarts (its machine came back a moment ago) gets this long before the command line takes over.
+const SILENCE: Duration = Duration::from_secs(15);
+
+impl Session {
+    /// Finds the cluster by the operator's record, else by the provider's own tags, else names a new one. Nothing is made yet.
+    pub async fn open(name: &str, provider_name: ProviderName) -> Result<Session> {
+        let state = State::open(name)?;
+        Self::reach(name, provider_name, Some(state)).await
+    }
+
+    /// For a look that changes nothing: no lock, so it works beside a running `up`.
+    pub async fn view(name: &str, provider_name: ProviderName) -> Result<Session> {
+        Self::reach(name, provider_name, None).await
+    }
+
+    async fn reach(name: &str, provider_name: ProviderName, state: Option<State>) -> Result<Session> {
+        let folder = paths::cluster(name);
+        let record = state::record(&folder)?.filter(|record| record.provider == provider_name);
+        let known = match record {
+            Some(record) => Some(record.cluster),
+            None => providers::find(provider_name, name)?,
+        };
+        let fresh = known.is_none();
+        let cluster = known.unwrap_or_else(|| Cluster { name: name.into(), uid: uuid::Uuid::new_v4().to_string() });
+        let provider = providers::connect(provider_name, &cluster)?;
+        let cancel = super::interrupted_once()?;
+        Ok(Session { cluster, provider, cancel, provider_name, folder, state, trust: None, fresh })
+    }
+
+    /// The cluster's keys: from the state folder, else read back from a control plane that has them, else made now and kept.
+    pub async fn establish_trust(&mut self) -> Result<()> {
+        let state = self.state.as_ref().ok_or_else(|| Error::internal("a look must not make keys"))?;
+        state.save(&Record { cluster: self.cluster.clone(), provider: self.provider_name })?;
+        self.fresh = false;
+        let folder = self.folder.join("pki");
+        let trust = match self.known_trust().await? {
+            Some(trust) => trust,
+            None => Trust::create(&self.cluster, SystemTime::now())?,
+        };
+        trust.save(&folder)?;
+        self.trust = Some(Arc::new(trust));
+        Ok(())
+    }
+
+    /// As `establish_trust`, but for a look only: keys that nobody has yet are made up and forgotten.
+    pub async fn borrow_trust(&mut self) -> Result<()> {
+        let trust = match self.known_trust().await? {
+            Some(trust) => trust,
+            None => Trust::create(&self.cluster, SystemTime::now())?,
+        };
+        self.trust = Some(Arc::new(trust));
+        Ok(())
+    }
+
+    async fn known_trust(&self) -> Result<Option<Trust>> {
+        if let Some(trust) = Trust::load(&self.folder.join("pki"), SystemTime::now())?.filter(|trust| trust.cluster == self.cluster) {
+            return Ok(Some(trust));
+        }
+        let observed = self.observe_provider().await?;
+        recover::trust(&self.cluster, self.provider.as_ref(), &observed, &self.folder).await
+    }
+
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    pub fn trust(&self) -> Result<&Arc<Trust>> {
+        self.trust.as_ref().ok_or_else(|| Error::internal("the cluster's trust was not established"))
+    }
+
+    /// The doors and the wishes for a blueprint.
+    pub async fn world(&self, blueprint: &Blueprint, archives: &[PathBuf]) -> Result<Outside> {
+        let trust = self.trust()?.clone();
+        let hosts = Hosts {
+            program: Program::current()?,
+            provider: self.provider.clone(),
+            images: archives.iter().map(|path| images::read(path)).collect::<Result<_>>()?,
+            trust: trust.clone(),
+        };
+        let context = Context {
+            cluster: self.cluster.clone(),
+            ssh_public_key: trust.ssh.public.clone(),
+            service_load_balancers: self.service_load_balancers().await?,
+        };
+        let desired = desired(blueprint, self.provider.as_ref(), &context, &hosts)?;
+        let ssh = Ssh::open(&self.folder, &trust.ssh)?;
+        let blueprint_door = BlueprintDoor::new(trust.clone(), Some(blueprint.clone()));
+        Ok(Outside {
+            provider: self.provider.clone(),
+            doors: vec![self.provider.clone(), host_door::outside(ssh, hosts), Arc::new(blueprint_door)],
+            desired,
+            journal: FileJournal::open(&self.folder.join("journal"), wall_clock())?,
+            cancel: self.cancel.clone(),
+        })
+    }
+
+    /// The doors on the way down: everything that the provider holds, and nothing else.
+    pub fn way_down(&self) -> Result<Outside> {
+        Ok(Outside {
+            provider: self.provider.clone(),
+            doors: vec![self.provider.clone()],
+            desired: Vec::new(),
+            journal: FileJournal::open(&self.folder.join("journal"), wall_clock())?,
+            cancel: self.cancel.clone(),
+        })
+    }
+
+    pub async fn observe_provider(&self) -> Result<Vec<Observed>> {
+        self.provider.observe(&[]).await
+    }
+
+    /// Load balancers that Services inside asked for: the loop's, not the blueprint's, and not ours to take away.
+    async fn service_load_balancers(&self) -> Result<Vec<providers::resources::LoadBalancerSpec>> {
+        let observed = self.observe_provider().await?;
+        let asked =
+            observed.iter().filter(|thing| thing.id.kind == providers::resources::LOAD_BALANCER && thing.id.name.starts_with("svc-"));
+        Ok(asked.filter_map(|thing| serde_json::from_value(thing.spec.clone()).ok()).collect())
+    }
+
+    /// Becomes the writer, unless the loop inside is and works.
+    pub async fn writer(&self) -> Result<Writer> {
+        let store = self.provider.epochs();
+        match handoff::take(store, Wish::Act, &owner()).await? {
+            Writer::Inside(_) if !self.loop_works().await? => handoff::take(store, Wish::Seize, &owner()).await,
+            writer => Ok(writer),
+        }
+    }
+
+    /// Raises the epoch to this command's own: whoever acted before is refused from now on.
+    pub async fn seize(&self) -> Result<u64> {
+        match handoff::take(self.provider.epochs(), Wish::Seize, &owner()).await? {
+            Writer::Us(epoch) | Writer::Inside(epoch) => Ok(epoch.epoch),
+        }
+    }
+
+    /// From now on the loop inside acts; this command only watches.
+    pub async fn hand_over(&self, ours: &Epoch) -> Result<()> {
+        handoff::give(self.provider.epochs(), ours).await.map(drop)
+    }
+
+    /// A loop whose control plane machine is gone, or whose API stays silent, keeps nothing true any more.
+    async fn loop_works(&self) -> Result<bool> {
+        let observed = self.observe_provider().await?;
+        let Some(machine) = blueprint_door::control_plane(&observed) else { return Ok(false) };
+        let client = blueprint_door::api(self.trust()?, private_address(machine)?)?;
+        let answer = tokio::time::timeout(SILENCE, client.get_value("/version")).await;
+        Ok(matches!(answer, Ok(Ok(_))))
+    }
+
+    /// The API as administrator, at the control plane that works.
+    pub fn api(&self, observed: &[Observed]) -> Result<Client> {
+        blueprint_door::api(self.trust()?, private_address(self.control_plane(observed)?)?)
+    }
+
+    fn control_plane<'a>(&self, observed: &'a [Observed]) -> Result<&'a Observed> {
+        blueprint_door::control_plane(observed).ok_or_else(|| {
+            Error::provider(format!("no control plane machine of cluster {} is running", self.cluster.name))
+                .hint("kprov status shows the machines; kprov up makes them again")
+        })
+    }
+
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.folder.join("kubeconfig")
+    }
+
+    pub fn save_kubeconfig(&self, observed: &[Observed]) -> Result<()> {
+        let address = private_address(self.control_plane(observed)?)?;
+        let server = format!("https://{}", SocketAddr::new(address, crate::orchestrator::config::API_PORT));
+        let text = self.trust()?.kubeconfig(&server);
+        let path = self.kubeconfig();
+        if std::fs::read_to_string(&path).is_ok_and(|kept| kept == text) {
+            return Ok(());
+        }
+        files::write_atomic(&path, text.as_bytes(), 0o600).or_fail(Kind::Host, || format!("could not write {}", path.display()))
+    }
+
+    /// After a look: a folder made only for the lock goes again.
+    pub fn close(self) {
+        if let Some(state) = self.state.filter(|_| self.fresh) {
+            let _ = state.remove();
+        }
+    }
+
+    /// After `down` has proved that nothing is left.
+    pub fn forget(self) -> Result<()> {
+        self.state.map_or(Ok(()), State::remove)
+    }
+}
+
+fn owner() -> String {
+    let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default();
+    format!("cli:{host}:{}", std::process::id())
+}
+
+/// The provider that a cluster's record names; for commands that are given a name alone.
+pub fn recorded_provider(name: &str) -> Result<Option<ProviderName>> {
+    Ok(state::record(&paths::cluster(name))?.map(|record| record.provider))
+}

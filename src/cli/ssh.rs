@@ -1,0 +1,45 @@
+//! `kprov ssh NAME MACHINE [-- CMD...]`: a shell on a machine, with its key pinned and no question asked.
+
+use super::session::{Session, recorded_provider};
+use crate::bootstrap::remote::{Ssh, Target};
+use crate::engine::MACHINE;
+use crate::error::{Context, Error, Kind, Result};
+use std::process::{Command, ExitCode};
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The cluster
+    name: String,
+    /// The machine, e.g. worker-1
+    machine: String,
+    /// A command to run there instead of a shell
+    #[arg(last = true)]
+    command: Vec<String>,
+}
+
+pub async fn run(args: &Args) -> Result<ExitCode> {
+    let provider = recorded_provider(&args.name)?.ok_or_else(|| {
+        Error::input(format!("could not find cluster {}", args.name))
+            .hint("kprov list shows the clusters; kprov up FILE finds lost state again")
+    })?;
+    let mut session = Session::view(&args.name, provider).await?;
+    session.borrow_trust().await?;
+    let observed = session.observe_provider().await?;
+    let machines: Vec<_> = observed.iter().filter(|thing| thing.id.kind == MACHINE).collect();
+    let machine = machines.iter().find(|machine| machine.id.name == args.machine).ok_or_else(|| {
+        let names: Vec<&str> = machines.iter().map(|machine| machine.id.name.as_str()).collect();
+        Error::input(format!("could not find machine {} in cluster {}", args.machine, args.name))
+            .hint(format!("its machines: {}", names.join(", ")))
+    })?;
+    let ssh = Ssh::open(session.folder(), &session.trust()?.ssh)?;
+    ssh.know(&Target::of(machine)?)?;
+    let status = Command::new("ssh")
+        .arg("-F")
+        .arg(ssh.config_file())
+        .arg(&args.machine)
+        .args(&args.command)
+        .status()
+        .or_fail(Kind::Host, || "could not start ssh")?;
+    // ssh answers with the remote command's own exit code; so does this.
+    Ok(ExitCode::from(u8::try_from(status.code().unwrap_or(255)).unwrap_or(255)))
+}

@@ -1,0 +1,155 @@
+//! `kprov status [NAME]`: one screen: what is wanted, what is, what it waits for and why.
+
+use super::session::{Session, recorded_provider};
+use super::state;
+use super::terminal::paint;
+use super::world::hosts::all_machines;
+use super::world::served::Watch;
+use super::world::waiting::{Waiting, is_ready, waiting};
+use crate::blueprint::{Blueprint, schema::Metadata};
+use crate::engine::{Observed, Phase};
+use crate::error::{Context, Error, Kind, Result};
+use crate::orchestrator::client::blueprint::BlueprintObject;
+use k8s_openapi::api::core::v1::Node;
+use serde_json::{Value, json};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A screen should not keep people waiting: an API that is silent for this long is reported as silent.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The cluster; without it, the only one there is
+    name: Option<String>,
+    /// Print as JSON
+    #[arg(short, long, value_parser = ["json"])]
+    output: Option<String>,
+}
+
+/// What is known of a cluster at this moment.
+struct Picture {
+    name: String,
+    writer: String,
+    things: Vec<Observed>,
+    inside: Result<Inside>,
+}
+
+struct Inside {
+    nodes: Vec<Arc<Node>>,
+    wanted: Option<Blueprint>,
+    /// What the loop is doing and what failed, in its own words.
+    status: Value,
+    waiting: Vec<Waiting>,
+}
+
+pub async fn run(args: &Args) -> Result<ExitCode> {
+    let name = match &args.name {
+        Some(name) => name.clone(),
+        None => only_one()?,
+    };
+    let provider = recorded_provider(&name)?.ok_or_else(|| {
+        Error::input(format!("could not find cluster {name}")).hint("kprov list shows the clusters; kprov up FILE finds lost state again")
+    })?;
+    let mut session = Session::view(&name, provider).await?;
+    session.borrow_trust().await?;
+    let things = session.observe_provider().await?;
+    let inside = match tokio::time::timeout(PATIENCE, look_inside(&session, &things)).await {
+        Ok(inside) => inside,
+        Err(_) => Err(Error::timeout(format!("the API did not answer within {} s", PATIENCE.as_secs()))),
+    };
+    let writer = session.provider.epochs().read().await?.map_or("nobody yet".to_string(), |epoch| epoch.owner);
+    let picture = Picture { name, writer, things, inside };
+    let well = picture.is_well();
+    if args.output.is_some() {
+        println!("{}", serde_json::to_string_pretty(&picture.json()).or_fail(Kind::Internal, || "could not print the status")?);
+    } else {
+        picture.print();
+    }
+    Ok(if well { ExitCode::SUCCESS } else { ExitCode::from(Kind::Timeout.exit_code()) })
+}
+
+fn only_one() -> Result<String> {
+    let names = state::names();
+    match names.as_slice() {
+        [name] => Ok(name.clone()),
+        [] => Err(Error::input("there is no cluster yet").hint("kprov init > shop.yaml && kprov up shop.yaml")),
+        several => Err(Error::input("there is more than one cluster").hint(format!("name one of: {}", several.join(", ")))),
+    }
+}
+
+async fn look_inside(session: &Session, things: &[Observed]) -> Result<Inside> {
+    let client = session.api(things)?;
+    let object = client.get::<BlueprintObject>("", &session.cluster.name).await.map_err(Error::from)?;
+    let watch = Watch::start(&client);
+    watch.synced().await;
+    let objects = watch.objects();
+    let wanted = object.as_ref().map(|object| Blueprint {
+        api_version: "kprov.dev/v1".into(),
+        kind: "Blueprint".into(),
+        metadata: Metadata { name: session.cluster.name.clone(), labels: Default::default(), annotations: Default::default() },
+        spec: object.spec.clone(),
+    });
+    let left = wanted.as_ref().map(|blueprint| waiting(&all_machines(blueprint), &blueprint.spec.workloads, &objects)).unwrap_or_default();
+    Ok(Inside { nodes: objects.nodes, wanted, status: object.and_then(|object| object.status).unwrap_or_default(), waiting: left })
+}
+
+impl Picture {
+    fn is_well(&self) -> bool {
+        let inside = self.inside.as_ref().is_ok_and(|inside| inside.wanted.is_some() && inside.waiting.is_empty());
+        inside && self.things.iter().all(|thing| thing.phase == Phase::Ready)
+    }
+
+    fn json(&self) -> Value {
+        let inside = match &self.inside {
+            Ok(inside) => json!({
+                "nodes": inside.nodes.iter().map(|node| json!({"name": node.metadata.name, "ready": is_ready(node)})).collect::<Vec<_>>(),
+                "waiting": inside.waiting,
+                "loop": inside.status,
+            }),
+            Err(error) => json!({"error": error.chain()}),
+        };
+        json!({"cluster": self.name, "writer": self.writer, "well": self.is_well(), "resources": self.things, "inside": inside})
+    }
+
+    fn print(&self) {
+        let state = if self.is_well() { paint("32", "as wanted") } else { paint("33", "not as wanted yet") };
+        println!("{}: {state} (writer: {})", self.name, self.writer);
+        for thing in &self.things {
+            let address = thing.outputs["address"].as_str().unwrap_or("");
+            println!("  {:<28} {:<16} {}", thing.id.to_string(), address, phase(&thing.phase));
+        }
+        match &self.inside {
+            Err(error) => println!("{} {}", paint("31", "inside:"), error.chain()),
+            Ok(inside) => inside.print(),
+        }
+    }
+}
+
+impl Inside {
+    fn print(&self) {
+        let ready = self.nodes.iter().filter(|node| is_ready(node)).count();
+        println!("nodes: {ready} of {} ready", self.wanted.as_ref().map_or(self.nodes.len(), |blueprint| all_machines(blueprint).len()));
+        for key in ["doing", "failed"] {
+            for line in self.status[key].as_array().into_iter().flatten().filter_map(Value::as_str) {
+                println!("  {key}: {line}");
+            }
+        }
+        if self.waiting.is_empty() {
+            println!("waiting for nothing");
+        }
+        for one in &self.waiting {
+            println!("  waiting for {one}");
+        }
+    }
+}
+
+fn phase(phase: &Phase) -> String {
+    match phase {
+        Phase::Ready => paint("32", "ready"),
+        Phase::Pending => paint("33", "pending"),
+        Phase::Deleting => paint("33", "going"),
+        Phase::Broken(why) => paint("31", &format!("broken: {why}")),
+    }
+}

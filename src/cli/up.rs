@@ -1,0 +1,159 @@
+//! `kprov up FILE`: makes what the blueprint says exist, hands it to the loop inside, and returns when it serves.
+//!
+//! ```text
+//! load -> open (lock, provider, uid, trust) -> observe -> plan -> agree -> check
+//!      the command line is the writer:  converge machines, hosts and the Blueprint object -> hand over
+//!      the loop inside is the writer:   write the Blueprint object
+//! -> wait until nodes, workloads and load balancers are there -> what to type next
+//! ```
+
+use super::progress::Progress;
+use super::session::Session;
+use super::world::blueprint_door;
+use super::world::hosts::all_machines;
+use super::world::served::{Watch, until_answering, until_served};
+use super::{logging, terminal};
+use crate::blueprint::load::{self, Loaded};
+use crate::engine::handoff::Writer;
+use crate::engine::{Observed, plan::Plan};
+use crate::error::{Context, Error, Kind, Result};
+use crate::orchestrator::client::Client;
+use crate::providers::resources::LOAD_BALANCER;
+use serde_json::{Value, json};
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+use tokio::time::Instant;
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The blueprint
+    file: PathBuf,
+    /// Do not ask before doing what the plan says
+    #[arg(short, long)]
+    yes: bool,
+    /// Give up after this many seconds; what was begun stays and a next run continues
+    #[arg(long, default_value_t = 600, value_name = "SECONDS")]
+    timeout: u64,
+    /// Print the result as JSON
+    #[arg(short, long, value_parser = ["json"])]
+    output: Option<String>,
+}
+
+pub async fn run(args: &Args) -> Result<ExitCode> {
+    let loaded = match load::from_path(&args.file) {
+        Ok(loaded) => loaded,
+        Err(problems) => {
+            terminal::print_problems(&problems);
+            return Ok(ExitCode::from(Kind::Input.exit_code()));
+        }
+    };
+    terminal::print_warnings(&loaded.warnings);
+    let name = loaded.blueprint.metadata.name.clone();
+    logging::to_file("up", &name)?;
+    let deadline = Instant::now() + Duration::from_secs(args.timeout);
+    let mut session = Session::open(&name, loaded.blueprint.spec.provider).await?;
+    session.establish_trust().await?;
+    let result = bring_up(args, &loaded, &mut session, deadline).await;
+    result.map(|()| ExitCode::SUCCESS)
+}
+
+async fn bring_up(args: &Args, loaded: &Loaded, session: &mut Session, deadline: Instant) -> Result<()> {
+    let blueprint = &loaded.blueprint;
+    let world = session.world(blueprint, &loaded.images).await?;
+    let look = world.look().await?;
+    let (plan, observed) = (look.plan, look.observed);
+    let progress = Progress::start();
+    if !plan.is_empty() {
+        agree(&plan, args.yes)?;
+        world.check(&plan).await?;
+        let observed = match session.writer().await? {
+            Writer::Inside(_) => hand_to_loop(session, blueprint, &observed, &progress).await?,
+            Writer::Us(ours) => {
+                let observed = world.converge(ours.epoch, deadline, &progress).await?;
+                session.hand_over(&ours).await?;
+                observed
+            }
+        };
+        session.save_kubeconfig(&observed)?;
+    }
+    let observed = serve(session, loaded, deadline, &progress).await?;
+    progress.finish();
+    report(args, session, &observed, &progress)
+}
+
+/// Shows the plan; goes on only when somebody said yes.
+fn agree(plan: &Plan, yes: bool) -> Result<()> {
+    eprint!("{plan}");
+    if yes || terminal::confirm("Do this?")? {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Interrupted, "could not go on: nobody agreed to the plan"))
+}
+
+/// The cluster is its own writer: it is told the wish and does the rest.
+async fn hand_to_loop(
+    session: &Session,
+    blueprint: &crate::blueprint::Blueprint,
+    observed: &[Observed],
+    progress: &Progress,
+) -> Result<Vec<Observed>> {
+    let client = session.api(observed)?;
+    blueprint_door::write(&client, blueprint).await?;
+    progress.waiting("the blueprint is written; the loop inside the cluster carries it out");
+    Ok(observed.to_vec())
+}
+
+/// Waits for nodes, workloads and load balancers; the machines are looked at again, since the loop may have made some of them.
+async fn serve(session: &Session, loaded: &Loaded, deadline: Instant, progress: &Progress) -> Result<Vec<Observed>> {
+    let observed = session.observe_provider().await?;
+    let client: Client = session.api(&observed)?;
+    session.save_kubeconfig(&observed)?;
+    let watch = Watch::start(&client);
+    let machines = all_machines(&loaded.blueprint);
+    until_served(&watch, &loaded.blueprint, &machines, deadline, &|text| progress.waiting(text)).await?;
+    let observed = session.observe_provider().await?;
+    for (address, port, name) in endpoints(&observed) {
+        progress.waiting(&format!("waiting for load balancer {name} to answer"));
+        until_answering(SocketAddr::new(address, port), deadline).await?;
+    }
+    Ok(observed)
+}
+
+/// Every listener of every load balancer that has an IP address.
+fn endpoints(observed: &[Observed]) -> Vec<(IpAddr, u16, String)> {
+    let balancers = observed.iter().filter(|thing| thing.id.kind == LOAD_BALANCER);
+    balancers
+        .flat_map(|balancer| {
+            let address: Option<IpAddr> = balancer.outputs["address"].as_str().and_then(|text| text.parse().ok());
+            let listeners = balancer.spec["listeners"].as_array().cloned().unwrap_or_default();
+            listeners.into_iter().filter_map(move |listener| {
+                let tcp = listener["protocol"].as_str().is_none_or(|protocol| protocol == "TCP");
+                let port = listener["port"].as_u64().and_then(|port| u16::try_from(port).ok()).filter(|_| tcp)?;
+                Some((address?, port, balancer.id.name.clone()))
+            })
+        })
+        .collect()
+}
+
+fn report(args: &Args, session: &Session, observed: &[Observed], progress: &Progress) -> Result<()> {
+    let endpoints = endpoints(observed);
+    let kubeconfig = session.kubeconfig();
+    let seconds = (progress.elapsed().as_secs_f64() * 10.0).round() / 10.0;
+    if args.output.is_some() {
+        let balancers: Vec<Value> =
+            endpoints.iter().map(|(address, port, name)| json!({"name": name, "address": address, "port": port})).collect();
+        let answer = json!({"cluster": session.cluster.name, "uid": session.cluster.uid, "kubeconfig": kubeconfig,
+            "loadBalancers": balancers, "seconds": seconds});
+        println!("{}", serde_json::to_string_pretty(&answer).or_fail(Kind::Internal, || "could not print the result")?);
+        return Ok(());
+    }
+    eprintln!("{} is up after {seconds} s.", session.cluster.name);
+    for (address, port, name) in endpoints {
+        let port = if port == 80 { String::new() } else { format!(":{port}") };
+        println!("{name}: http://{address}{port}/");
+    }
+    println!("kubectl --kubeconfig {} get pods -A", kubeconfig.display());
+    Ok(())
+}

@@ -1,0 +1,184 @@
+//! What each machine is told when it becomes a host: joins bootstrap's files with the orchestrator's configuration.
+//! The same code outside (`kprov up`) and inside (the loop), so both want the same host.
+
+use crate::blueprint::{Blueprint, Role};
+use crate::bootstrap::door::{HostSource, HostWish};
+use crate::bootstrap::install::Program;
+use crate::bootstrap::spec::{self, ControlPlane, HostSpec, Image, Node};
+use crate::bootstrap::trust::{ServerNames, Trust};
+use crate::engine::{Id, Inputs, MACHINE, Observed, Resource};
+use crate::error::{Context, Error, Kind, Result};
+use crate::orchestrator::config::{self, AgentConfig, ServerConfig};
+use crate::providers::Provider;
+use crate::sys::paths;
+use async_trait::async_trait;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+/// On the Node: which host specification its agent was started with, so that the loop sees drift without logging in.
+pub const REVISION: &str = "kprov.dev/revision";
+
+/// Everything that hosts of one cluster are made from.
+#[derive(Clone)]
+pub struct Hosts {
+    pub trust: Arc<Trust>,
+    pub program: Arc<Program>,
+    pub provider: Arc<dyn Provider>,
+    /// The blueprint's own archives; kprov's image is packed on each machine.
+    pub images: Vec<Image>,
+}
+
+impl Hosts {
+    /// One `host/<machine>` per machine, in the blueprint's order.
+    pub fn resources(&self, blueprint: &Blueprint) -> Vec<Resource> {
+        let controls = machines_of(blueprint, Role::ControlPlane);
+        let groups = blueprint.spec.machines.iter();
+        groups.flat_map(|group| group.machine_names().map(|name| self.resource(&name, group.role, &controls)).collect::<Vec<_>>()).collect()
+    }
+
+    fn resource(&self, name: &str, role: Role, controls: &[String]) -> Resource {
+        let wish = HostWish { role: role_name(role).into(), revision: self.revision(role), node_name: name.into() };
+        // Whoever joins must be told where the API is.
+        let control = controls.iter().take(1).filter(|control| *control != name);
+        wish.resource(name, control.map(|control| Id::new(MACHINE, control)).collect())
+    }
+
+    /// Changes when anything a host is told changes, but for what belongs to the machine itself (addresses, certificates).
+    fn revision(&self, role: Role) -> String {
+        let images: Vec<&str> = self.images.iter().map(|image| image.sha256.as_str()).collect();
+        spec::revision(&[
+            ("program", self.program.sha256()),
+            ("role", role_name(role)),
+            ("service network", config::SERVICE_CIDR),
+            ("pod network", config::POD_CIDR),
+            ("images", &images.join(" ")),
+        ])
+    }
+
+    /// For the loop inside (a secret): lands on control planes only. The provider's name is around it, so that the loop knows whose it is.
+    async fn provider_credentials(&self) -> Result<String> {
+        let credentials = self.provider.loop_credentials().await?;
+        encode(&serde_json::json!({"provider": self.provider.name(), "credentials": credentials}))
+    }
+
+    fn agent(&self, name: &str, address: IpAddr, api: IpAddr, is_control: bool, revision: &str, machine: &Observed) -> Result<AgentConfig> {
+        let role = if is_control { "control-plane" } else { "worker" };
+        let group = name.rsplit_once('-').map_or(name, |(group, _)| group);
+        let labels = [(format!("node-role.kubernetes.io/{role}"), String::new()), ("kprov.dev/machine-group".into(), group.to_string())];
+        Ok(AgentConfig {
+            node_name: name.into(),
+            address,
+            api: format!("https://{}", std::net::SocketAddr::new(api, config::API_PORT)),
+            data: PathBuf::from(paths::DATA).join("agent"),
+            pki: paths::PKI.into(),
+            service_cidr: parse(config::SERVICE_CIDR)?,
+            pod_cidr: parse(config::POD_CIDR)?,
+            dns_address: parse(config::DNS_ADDRESS)?,
+            cluster_domain: config::CLUSTER_DOMAIN.into(),
+            containerd_socket: spec::CONTAINERD_SOCKET.into(),
+            provider_id: format!("kprov-{}://{}/{name}", self.provider.name(), machine.handle),
+            labels: labels.into(),
+            taints: if is_control { vec!["node-role.kubernetes.io/control-plane=:NoSchedule".into()] } else { Vec::new() },
+            annotations: BTreeMap::from([(REVISION.to_string(), revision.to_string())]),
+            max_pods: 110,
+            filesystems: BTreeMap::new(),
+        })
+    }
+
+    fn server(&self, address: IpAddr) -> Result<ServerConfig> {
+        Ok(ServerConfig {
+            cluster_name: self.trust.cluster.name.clone(),
+            cluster_uid: self.trust.cluster.uid.clone(),
+            bind: IpAddr::from([0, 0, 0, 0]),
+            port: config::API_PORT,
+            advertise: address,
+            data: PathBuf::from(paths::DATA).join("server"),
+            pki: paths::PKI.into(),
+            service_cidr: parse(config::SERVICE_CIDR)?,
+            pod_cidr: parse(config::POD_CIDR)?,
+            dns_address: parse(config::DNS_ADDRESS)?,
+            cluster_domain: config::CLUSTER_DOMAIN.into(),
+            node_grace_seconds: 40,
+            eviction_seconds: 300,
+        })
+    }
+}
+
+#[async_trait]
+impl HostSource for Hosts {
+    /// The whole specification, with certificates: made when it is sent, never journalled.
+    async fn host(&self, name: &str, wish: &HostWish, inputs: &Inputs) -> Result<HostSpec> {
+        let machine = input(inputs, name)?;
+        let address = private_address(machine)?;
+        let is_control = wish.role == spec::CONTROL_PLANE;
+        let api = if is_control { address } else { private_address(control_plane(inputs)?)? };
+        let node = Node {
+            trust: &self.trust,
+            name,
+            address,
+            revision: &wish.revision,
+            generation: machine.generation,
+            agent_config: encode(&self.agent(name, address, api, is_control, &wish.revision, machine)?)?,
+            images: self.images.clone(),
+            files: Vec::new(),
+        };
+        if !is_control {
+            return spec::worker(node, SystemTime::now());
+        }
+        let others: Vec<String> = machine.outputs["address"].as_str().map(str::to_string).into_iter().collect();
+        let names = ServerNames {
+            node: name,
+            advertise: address,
+            service: parse(config::KUBERNETES_ADDRESS)?,
+            domain: config::CLUSTER_DOMAIN,
+            others: &others,
+        };
+        let server_config = encode(&self.server(address)?)?;
+        let provider = Some(self.provider_credentials().await?);
+        spec::control_plane(node, ControlPlane { server_config, names, provider, port: config::API_PORT }, SystemTime::now())
+    }
+}
+
+pub fn machines_of(blueprint: &Blueprint, role: Role) -> Vec<String> {
+    blueprint.spec.machines.iter().filter(|group| group.role == role).flat_map(|group| group.machine_names().collect::<Vec<_>>()).collect()
+}
+
+pub fn all_machines(blueprint: &Blueprint) -> Vec<String> {
+    blueprint.spec.machines.iter().flat_map(|group| group.machine_names().collect::<Vec<_>>()).collect()
+}
+
+fn role_name(role: Role) -> &'static str {
+    match role {
+        Role::ControlPlane => spec::CONTROL_PLANE,
+        Role::Worker => spec::WORKER,
+    }
+}
+
+fn input<'a>(inputs: &'a Inputs, name: &str) -> Result<&'a Observed> {
+    inputs.get(&Id::new(MACHINE, name)).ok_or_else(|| Error::internal(format!("machine {name} is not there, although its host needs it")))
+}
+
+fn control_plane(inputs: &Inputs) -> Result<&Observed> {
+    let controls = inputs.values().filter(|observed| observed.id.kind == MACHINE && observed.spec["role"] == spec::CONTROL_PLANE);
+    controls.min_by(|a, b| a.id.cmp(&b.id)).ok_or_else(|| Error::internal("no control plane machine is there to join"))
+}
+
+/// Where other machines reach it.
+pub fn private_address(machine: &Observed) -> Result<IpAddr> {
+    let text = machine.outputs["privateAddress"].as_str().or_else(|| machine.outputs["address"].as_str()).unwrap_or_default();
+    text.parse().or_fail(Kind::Provider, || format!("could not read the address of {}: {text:?}", machine.id))
+}
+
+fn parse<T: std::str::FromStr>(text: &str) -> Result<T>
+where
+    T::Err: std::error::Error + Send + Sync + 'static,
+{
+    text.parse().or_fail(Kind::Internal, || format!("could not read {text:?}"))
+}
+
+fn encode(config: &impl serde::Serialize) -> Result<String> {
+    serde_json::to_string_pretty(config).or_fail(Kind::Internal, || "could not encode a configuration")
+}

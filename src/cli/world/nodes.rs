@@ -1,0 +1,101 @@
+//! The cluster's Nodes as the host door needs them: who is there at which revision, and how one is drained before its machine goes.
+
+use super::hosts::REVISION;
+use super::waiting::is_ready;
+use crate::engine::{HOST, Id, MACHINE, Observed, Phase};
+use crate::error::{Error, Kind, Result};
+use crate::orchestrator::client::{Client, Delete, Patch, Selector, path};
+use k8s_openapi::api::core::v1::{Node, Pod};
+use serde_json::json;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// How long pods may take to leave a node that goes away; after that the machine goes with them, as at the end of a grace period.
+const DRAIN_LIMIT: Duration = Duration::from_secs(120);
+
+/// Hosts as the API knows them: no login needed, so the loop can look as often as it likes.
+pub fn observed(nodes: &[Node], machines: &[Observed]) -> Vec<Observed> {
+    nodes.iter().filter_map(|node| host(node, machines)).collect()
+}
+
+fn host(node: &Node, machines: &[Observed]) -> Option<Observed> {
+    let name = node.metadata.name.clone()?;
+    let revision = node.metadata.annotations.as_ref()?.get(REVISION)?.clone();
+    let is_control = node.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key("node-role.kubernetes.io/control-plane"));
+    let machine = machines.iter().find(|machine| machine.id.kind == MACHINE && machine.id.name == name);
+    let phase = match machine {
+        // The machine is down, or another one than the Node speaks of: its own repair comes first.
+        Some(machine) if machine.phase != Phase::Ready => Phase::Pending,
+        _ if is_ready(node) => Phase::Ready,
+        _ => Phase::Broken("the node is not ready".into()),
+    };
+    Some(Observed {
+        id: Id::new(HOST, &name),
+        handle: node.metadata.uid.clone().unwrap_or_default(),
+        generation: machine.map_or(1, |machine| machine.generation),
+        phase,
+        spec: json!({"role": if is_control { "control-plane" } else { "worker" }, "revision": revision, "nodeName": name}),
+        outputs: json!({"nodeName": name}),
+        needs: vec![Id::new(MACHINE, &name)],
+    })
+}
+
+/// Cordons the node, moves its pods away, and removes it from the cluster. Safe to repeat; a node that is gone is done.
+pub async fn drain(client: &Client, name: &str, progress: &(dyn Fn(&str) + Send + Sync)) -> Result<()> {
+    if client.get::<Node>("", name).await?.is_none() {
+        return Ok(());
+    }
+    progress("cordoning");
+    client.patch::<Node>("", name, "", Patch::Merge, &json!({"spec": {"unschedulable": true}})).await?;
+    let deadline = Instant::now() + DRAIN_LIMIT;
+    let selector = Selector::fields(format!("spec.nodeName={name}"));
+    loop {
+        let leaving: Vec<Pod> = client.list::<Pod>("", &selector).await?.items.into_iter().filter(must_leave).collect();
+        if leaving.is_empty() {
+            break;
+        }
+        progress(&format!("moving {} pods away", leaving.len()));
+        for pod in leaving.iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()) {
+            evict(client, pod).await?;
+        }
+        if !await_change(client, &selector, deadline).await? {
+            progress("pods did not leave in time; the machine goes with them");
+            break;
+        }
+    }
+    progress("removing the node");
+    client.delete::<Node>("", name, &Delete::default()).await?;
+    Ok(())
+}
+
+/// Pods of a DaemonSet would come straight back; mirror pods belong to the machine.
+fn must_leave(pod: &Pod) -> bool {
+    let by_daemon_set = pod.metadata.owner_references.iter().flatten().any(|owner| owner.kind == "DaemonSet");
+    let finished =
+        pod.status.as_ref().and_then(|status| status.phase.as_deref()).is_some_and(|phase| phase == "Succeeded" || phase == "Failed");
+    !by_daemon_set && !finished
+}
+
+async fn evict(client: &Client, pod: &Pod) -> Result<()> {
+    let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
+    let name = pod.metadata.name.as_deref().unwrap_or_default();
+    let eviction = json!({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name, "namespace": namespace}});
+    match client.create_sub(&format!("{}/eviction", path::<Pod>(namespace, name, "")), &eviction).await {
+        Ok(_) => Ok(()),
+        Err(error) if error.is_not_found() => Ok(()),
+        Err(error) => Err(Error::new(Kind::Transient, format!("could not evict pod {namespace}/{name}")).because(error)),
+    }
+}
+
+/// Waits for anything to happen to the pods of the selector; false when the deadline came first.
+async fn await_change(client: &Client, selector: &Selector, deadline: Instant) -> Result<bool> {
+    let cancel = tokio_util::sync::CancellationToken::new();
+    let _stop = cancel.clone().drop_guard();
+    let informer = crate::orchestrator::client::Informer::<Pod>::start(client.clone(), selector.clone(), &cancel);
+    informer.synced().await;
+    let mut changed = informer.changed();
+    if informer.list().iter().all(|pod| !must_leave(pod)) {
+        return Ok(true);
+    }
+    Ok(tokio::time::timeout_at(deadline, changed.wait()).await.is_ok())
+}

@@ -1,0 +1,138 @@
+//! Waiting until a cluster does what its blueprint says: nodes ready, workloads available, load balancers and names answering.
+
+use super::waiting::{Objects, Waiting, waiting};
+use crate::blueprint::Blueprint;
+use crate::error::{Error, Result};
+use crate::orchestrator::client::{Client, Informer, Notify, Selector};
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet};
+use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim, Pod};
+use std::net::SocketAddr;
+use std::time::Duration;
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+/// How long a load balancer's connection must stay open to count as answered: one without a backend closes it at once.
+const HOLD: Duration = Duration::from_millis(30);
+/// A load balancer is the provider's: nothing tells us when it begins to answer, so it is asked again after this pause.
+const ASK_AGAIN: Duration = Duration::from_millis(25);
+
+/// Informers over everything that the judgement reads; dropped with it.
+pub struct Watch {
+    nodes: Informer<Node>,
+    deployments: Informer<Deployment>,
+    replica_sets: Informer<ReplicaSet>,
+    daemon_sets: Informer<DaemonSet>,
+    claims: Informer<PersistentVolumeClaim>,
+    pods: Informer<Pod>,
+    _stop: tokio_util::sync::DropGuard,
+}
+
+impl Watch {
+    pub fn start(client: &Client) -> Watch {
+        let cancel = CancellationToken::new();
+        Watch {
+            nodes: Informer::start(client.clone(), Selector::all(), &cancel),
+            deployments: Informer::start(client.clone(), Selector::all(), &cancel),
+            replica_sets: Informer::start(client.clone(), Selector::all(), &cancel),
+            daemon_sets: Informer::start(client.clone(), Selector::all(), &cancel),
+            claims: Informer::start(client.clone(), Selector::all(), &cancel),
+            pods: Informer::start(client.clone(), Selector::all(), &cancel),
+            _stop: cancel.drop_guard(),
+        }
+    }
+
+    pub async fn synced(&self) {
+        tokio::join!(
+            self.nodes.synced(),
+            self.deployments.synced(),
+            self.replica_sets.synced(),
+            self.daemon_sets.synced(),
+            self.claims.synced(),
+            self.pods.synced()
+        );
+    }
+
+    pub fn objects(&self) -> Objects {
+        Objects {
+            nodes: self.nodes.list(),
+            deployments: self.deployments.list(),
+            replica_sets: self.replica_sets.list(),
+            daemon_sets: self.daemon_sets.list(),
+            claims: self.claims.list(),
+            pods: self.pods.list(),
+        }
+    }
+
+    fn changes(&self) -> [Notify; 6] {
+        [
+            self.nodes.changed(),
+            self.deployments.changed(),
+            self.replica_sets.changed(),
+            self.daemon_sets.changed(),
+            self.claims.changed(),
+            self.pods.changed(),
+        ]
+    }
+}
+
+/// Returns when nothing is waited for any more; says what it waits for each time that changes. At the deadline, the error says it too.
+pub async fn until_served(
+    watch: &Watch,
+    blueprint: &Blueprint,
+    machines: &[String],
+    deadline: Instant,
+    say: &(dyn Fn(&str) + Send + Sync),
+) -> Result<()> {
+    watch.synced().await;
+    let [mut nodes, mut deployments, mut replica_sets, mut daemon_sets, mut claims, mut pods] = watch.changes();
+    let mut said = String::new();
+    loop {
+        let left = waiting(machines, &blueprint.spec.workloads, &watch.objects());
+        let Some(first) = left.first() else { return Ok(()) };
+        let line = if left.len() == 1 { first.to_string() } else { format!("{first} (and {} more)", left.len() - 1) };
+        if line != said {
+            say(&format!("waiting for {line}"));
+            said = line;
+        }
+        tokio::select! {
+            () = nodes.wait() => {}
+            () = deployments.wait() => {}
+            () = replica_sets.wait() => {}
+            () = daemon_sets.wait() => {}
+            () = claims.wait() => {}
+            () = pods.wait() => {}
+            () = tokio::time::sleep_until(deadline) => return Err(late(&left)),
+        }
+    }
+}
+
+fn late(left: &[Waiting]) -> Error {
+    let lines: Vec<String> = left.iter().map(Waiting::to_string).collect();
+    Error::timeout(format!("could not see everything served in time; still waiting for:\n  {}", lines.join("\n  ")))
+        .hint("kprov status shows what it waits for; the cluster goes on by itself, and kprov up waits again")
+}
+
+/// Returns when the address answers: a connection that a backend holds open or talks on.
+pub async fn until_answering(address: SocketAddr, deadline: Instant) -> Result<()> {
+    loop {
+        if answers(address).await {
+            return Ok(());
+        }
+        if Instant::now() + ASK_AGAIN > deadline {
+            return Err(Error::timeout(format!("could not get an answer from the load balancer at {address} in time")));
+        }
+        sleep(ASK_AGAIN).await;
+    }
+}
+
+async fn answers(address: SocketAddr) -> bool {
+    let Ok(Ok(mut stream)) = timeout(Duration::from_secs(1), TcpStream::connect(address)).await else { return false };
+    let mut byte = [0];
+    match timeout(HOLD, stream.read(&mut byte)).await {
+        Ok(Ok(read)) => read > 0,
+        Ok(Err(_)) => false,
+        Err(_) => true,
+    }
+}
