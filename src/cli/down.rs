@@ -36,7 +36,7 @@ pub async fn run(args: &Args) -> Result<ExitCode> {
     let look = world.look().await?;
     let progress = Progress::start();
     if !look.plan.is_empty() {
-        eprint!("{}", look.plan);
+        eprintln!("{}\n", look.plan);
         if !args.yes && !terminal::confirm(&format!("Take {name} away for good?"))? {
             return Err(Error::new(Kind::Interrupted, "could not go on: nobody agreed to the plan"));
         }

@@ -4,7 +4,7 @@
 //! [`REST`]; each time it looks at everything afresh. It acts only while the epoch says that it is the writer.
 
 use super::world::hosts::{Hosts, all_machines};
-use super::world::{host_door, waiting};
+use super::world::{host_door, nodes, waiting};
 use crate::blueprint::{Blueprint, schema::Metadata};
 use crate::bootstrap::install::Program;
 use crate::bootstrap::remote::Ssh;
@@ -13,13 +13,14 @@ use crate::bootstrap::trust::Trust;
 use crate::engine::converge::{Options, Step, step};
 use crate::engine::handoff;
 use crate::engine::journal::{FileJournal, wall_clock};
-use crate::engine::{Door, Resource};
+use crate::engine::{Door, Observed, Resource};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::orchestrator::client::blueprint::BlueprintObject;
 use crate::orchestrator::client::{Client, Informer, Patch, Selector, time};
 use crate::orchestrator::config::ServerConfig;
 use crate::orchestrator::controllers::Informers;
 use crate::providers::{self, Context, Provider};
+use k8s_openapi::api::core::v1::Node;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -114,6 +115,7 @@ impl Keeper {
         options.cancel = cancel.clone();
         options.keep_going = true;
         let ended = step(&self.doors, &desired, &self.journal, &options, &|event| tracing::info!("{event}")).await?;
+        self.label(&ended.observed).await;
         self.report(&object, &blueprint, &ended).await;
         Ok(if ended.plan.is_empty() { REST } else { AGAIN })
     }
@@ -127,6 +129,15 @@ impl Keeper {
         let mut desired = self.provider.resources(blueprint, &context)?;
         desired.extend(self.hosts.resources(blueprint));
         Ok(desired)
+    }
+
+    async fn label(&self, observed: &[Observed]) {
+        for (name, label) in nodes::unlabelled(&self.informers.nodes.list(), observed) {
+            let patch = json!({"metadata": {"labels": {label: ""}}});
+            if let Err(error) = self.client.patch::<Node>("", &name, "", Patch::Merge, &patch).await {
+                tracing::warn!("could not label node {name} with its role: {error}");
+            }
+        }
     }
 
     /// Writes what this round saw into the Blueprint's status, when that says anything new.

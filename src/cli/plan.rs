@@ -38,7 +38,7 @@ pub async fn run(args: &Args) -> Result<ExitCode> {
     if args.output.is_some() {
         println!("{}", serde_json::to_string_pretty(&plan).or_fail(Kind::Internal, || "could not print the plan")?);
     } else {
-        print!("{plan}");
+        println!("{plan}");
     }
     let changes = args.exit_code && !plan.is_empty();
     Ok(if changes { ExitCode::from(2) } else { ExitCode::SUCCESS })

@@ -85,7 +85,7 @@ async fn bring_up(args: &Args, loaded: &Loaded, session: &mut Session, deadline:
 
 /// Shows the plan; goes on only when somebody said yes.
 fn agree(plan: &Plan, yes: bool) -> Result<()> {
-    eprint!("{plan}");
+    eprintln!("{plan}\n");
     if yes || terminal::confirm("Do this?")? {
         return Ok(());
     }

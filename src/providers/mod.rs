@@ -1,6 +1,7 @@
 //! Where machines, load balancers and filesystems come from: the contract, and the one list that names the providers.
 
 pub mod conformance;
+#[cfg(test)]
 pub mod fake;
 pub mod local;
 pub mod resources;

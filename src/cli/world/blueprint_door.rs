@@ -6,7 +6,7 @@ use crate::bootstrap::trust::Trust;
 use crate::engine::{Action, Door, HOST, Id, Inputs, MACHINE, Observed, Phase, Progress, Request, Resource};
 use crate::error::{Context, Error, Kind, Result};
 use crate::orchestrator::client::blueprint::BlueprintObject;
-use crate::orchestrator::client::{Client, Patch, https, path};
+use crate::orchestrator::client::{Client, Patch, https};
 use crate::orchestrator::config::API_PORT;
 use async_trait::async_trait;
 use serde_json::{Value, json};
@@ -127,9 +127,4 @@ pub async fn write(client: &Client, blueprint: &Blueprint) -> Result<BlueprintOb
     // A merge patch would keep list items' absent fields out, but also map keys that the file no longer has: replace the spec whole.
     let patch = json!([{"op": "replace", "path": "/spec", "value": object["spec"]}]);
     Ok(client.patch::<BlueprintObject>("", name, "", Patch::Json, &patch).await?)
-}
-
-/// The object's path, for messages.
-pub fn object_path(name: &str) -> String {
-    path::<BlueprintObject>("", name, "")
 }

@@ -65,9 +65,9 @@ impl Hosts {
     }
 
     fn agent(&self, name: &str, address: IpAddr, api: IpAddr, is_control: bool, revision: &str, machine: &Observed) -> Result<AgentConfig> {
-        let role = if is_control { "control-plane" } else { "worker" };
         let group = name.rsplit_once('-').map_or(name, |(group, _)| group);
-        let labels = [(format!("node-role.kubernetes.io/{role}"), String::new()), ("kprov.dev/machine-group".into(), group.to_string())];
+        // Its role is not for a node to say (the API refuses it): the loop labels nodes with what the blueprint calls them.
+        let labels = [("kprov.dev/machine-group".to_string(), group.to_string())];
         Ok(AgentConfig {
             node_name: name.into(),
             address,

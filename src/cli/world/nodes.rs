@@ -7,6 +7,7 @@ use crate::error::{Error, Kind, Result};
 use crate::orchestrator::client::{Client, Delete, Patch, Selector, path};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use serde_json::json;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -21,7 +22,6 @@ pub fn observed(nodes: &[Node], machines: &[Observed]) -> Vec<Observed> {
 fn host(node: &Node, machines: &[Observed]) -> Option<Observed> {
     let name = node.metadata.name.clone()?;
     let revision = node.metadata.annotations.as_ref()?.get(REVISION)?.clone();
-    let is_control = node.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key("node-role.kubernetes.io/control-plane"));
     let machine = machines.iter().find(|machine| machine.id.kind == MACHINE && machine.id.name == name);
     let phase = match machine {
         // The machine is down, or another one than the Node speaks of: its own repair comes first.
@@ -34,10 +34,22 @@ fn host(node: &Node, machines: &[Observed]) -> Option<Observed> {
         handle: node.metadata.uid.clone().unwrap_or_default(),
         generation: machine.map_or(1, |machine| machine.generation),
         phase,
-        spec: json!({"role": if is_control { "control-plane" } else { "worker" }, "revision": revision, "nodeName": name}),
+        spec: json!({"role": machine.map_or("worker", |machine| machine.spec["role"].as_str().unwrap_or("worker")), "revision": revision, "nodeName": name}),
         outputs: json!({"nodeName": name}),
         needs: vec![Id::new(MACHINE, &name)],
     })
+}
+
+/// Nodes that lack the label of their role, with it: `kubectl get nodes` shows it, and selectors may ask for it.
+pub fn unlabelled(nodes: &[Arc<Node>], machines: &[Observed]) -> Vec<(String, String)> {
+    let missing = |node: &Arc<Node>| {
+        let name = node.metadata.name.clone()?;
+        let machine = machines.iter().find(|machine| machine.id.kind == MACHINE && machine.id.name == name)?;
+        let label = format!("node-role.kubernetes.io/{}", machine.spec["role"].as_str()?);
+        let has = node.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(&label));
+        (!has).then_some((name, label))
+    };
+    nodes.iter().filter_map(missing).collect()
 }
 
 /// Cordons the node, moves its pods away, and removes it from the cluster. Safe to repeat; a node that is gone is done.
