@@ -43,6 +43,7 @@ pub struct TypeId(u32);
 pub struct Type {
     /// Such as `io.k8s.api.core.v1.PodSpec`.
     pub name: Box<str>,
+    pub id: TypeId,
     /// Sorted by name.
     fields: Box<[Field]>,
 }
@@ -128,7 +129,7 @@ impl Compiler<'_> {
             })
             .collect();
         fields.sort_by(|a, b| a.name.cmp(&b.name));
-        Type { name: name.into(), fields: fields.into() }
+        Type { name: name.into(), id: self.by_name[name], fields: fields.into() }
     }
     fn shape(&self, schema: &Value) -> Shape {
         let text = |name: &str| schema[name].as_str().unwrap_or_default();

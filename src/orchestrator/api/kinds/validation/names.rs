@@ -93,6 +93,42 @@ pub fn config_key(text: &str) -> Result<(), String> {
     }
 }
 
+/// A port's name (IANA service name): at most 15 bytes, with a letter.
+pub fn port_name(text: &str) -> Result<(), String> {
+    if text.len() > 15 {
+        return Err("must be no more than 15 characters".into());
+    }
+    if !text.bytes().all(|byte| lower(byte) || byte == b'-') || text.is_empty() {
+        return Err("must contain only alpha-numeric characters (a-z, 0-9), and hyphens (-)".into());
+    }
+    if !text.bytes().any(|byte| byte.is_ascii_lowercase()) {
+        return Err("must contain at least one letter (a-z)".into());
+    }
+    if text.contains("--") {
+        return Err("must not contain consecutive hyphens".into());
+    }
+    if text.starts_with('-') || text.ends_with('-') {
+        return Err("must not begin or end with a hyphen".into());
+    }
+    Ok(())
+}
+
+/// A variable's name: printable ASCII without `=`.
+pub fn environment_name(text: &str) -> Result<(), String> {
+    let allowed = |byte: u8| (b' '..=b'~').contains(&byte) && byte != b'=';
+    if !text.is_empty() && text.bytes().all(allowed) {
+        return Ok(());
+    }
+    Err("a valid environment variable name must consist only of printable ASCII characters other than '='".into())
+}
+
+pub fn ip(text: &str) -> Result<(), String> {
+    match text.parse::<std::net::IpAddr>() {
+        Ok(_) => Ok(()),
+        Err(_) => Err("must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)".into()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -119,5 +155,11 @@ mod tests {
         check(qualified_name, &["a", "A_b.c-d", "example.com/a"], &["", "/a", "a/", "a/b/c", "-a", "A.com/x", "a b"]);
         check(label_value, &["", "a", "A-b_c.d"], &["-", "a b", ".a", &"a".repeat(64)]);
         check(config_key, &["a", ".a", "-", "a.b_c-D"], &["", ".", "..", "..a", "a/b", "a b"]);
+    }
+    #[test]
+    fn ports_variables_and_addresses_have_their_syntax() {
+        check(port_name, &["http", "a1", "1a", "p-1"], &["", "80", "A", "a--b", "-a", "a-", "abcdefghijklmnop"]);
+        check(environment_name, &["A", "a.b", "1", "A B"], &["", "A=B", "ü", "A\n"]);
+        check(ip, &["10.0.0.1", "::1"], &["", "10.0.0", "a", "10.0.0.1/8"]);
     }
 }
