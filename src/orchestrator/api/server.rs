@@ -9,14 +9,15 @@ use super::route::{self, Route, Target};
 use super::status::{Answer, Status};
 use super::tokens::Keys;
 use super::{User, delete, documents, logs, read, reviews, seed, subresources, watch, write};
-use crate::error::Result;
+use crate::error::{Context, Kind, Result};
 use crate::orchestrator::client::{Body, Transport};
 use crate::orchestrator::config::ServerConfig;
-use crate::orchestrator::store::Store;
+use crate::orchestrator::store::{Redb, Store, Window};
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request};
 use parking_lot::Mutex;
+use std::os::unix::fs::DirBuilderExt;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
@@ -103,6 +104,16 @@ impl Server {
     pub async fn new(config: ServerConfig, store: Arc<Store>) -> Result<Arc<Server>> {
         let keys = Keys::read(&config.pki)?;
         Self::with_keys(config, store, keys).await
+    }
+
+    /// The same over the store in the configuration's data folder, which is made if it is missing.
+    pub async fn open(config: ServerConfig) -> Result<Arc<Server>> {
+        let failed = || format!("could not make {}", config.data.display());
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&config.data).or_fail(Kind::Host, failed)?;
+        let path = config.pki.join("encryption.key");
+        let key = std::fs::read(&path).or_fail(Kind::Host, || format!("could not read {}", path.display()))?;
+        let store = Store::open(Redb::open(&config.data.join("store.redb"), &key)?, Window::default())?;
+        Self::new(config, store).await
     }
 
     /// A whole API with nothing on disk, for tests of all rooms.

@@ -37,8 +37,8 @@ async fn create_once(call: &Call<'_>, mut object: Value) -> Answer<Response> {
     let row = &*call.row;
     defaults::defaults(row, &mut object);
     strategy::prepare_create(row, &mut object);
-    let mut services = admission::services::lock(call).await;
-    admission::create(call, &mut object, services.as_deref_mut())?;
+    let services = admission::services::lock(call).await;
+    admission::create(call, &mut object, services.as_deref())?;
     refuse(call, meta(&object, "name"), validation::validate(row, &object, None, ""))?;
     let name = meta(&object, "name").to_owned();
     let payload = encode(row, &object);
@@ -200,12 +200,12 @@ fn invalid_patch(detail: &str) -> Status {
 /// Read, change, compare-and-put; again if somebody else was quicker and the change does not name a version.
 async fn change(call: &Call<'_>, make: impl Fn(&Value) -> Answer<Value>) -> Answer<bytes::Bytes> {
     for _ in 0..MOST_ATTEMPTS {
-        let mut services = admission::services::lock(call).await;
+        let services = admission::services::lock(call).await;
         let entry = call.server.store.get(&key_of(&call.row, &call.target)).ok_or_else(|| missing(call))?;
         let old = decode(&entry)?;
         let new = make(&old)?;
         check_preconditions(call, &old, &new)?;
-        let new = prepared(call, &old, new, services.as_deref_mut())?;
+        let new = prepared(call, &old, new, services.as_deref())?;
         if old == new {
             return Ok(entry.value().clone());
         }
@@ -272,15 +272,14 @@ fn conflict(call: &Call, why: &str) -> Status {
 }
 
 /// The new object as it will be kept.
-fn prepared(call: &Call, old: &Value, mut new: Value, services: Option<&mut admission::services::ServiceIndex>) -> Answer<Value> {
+fn prepared(call: &Call, old: &Value, mut new: Value, services: Option<&admission::services::ServiceIndex>) -> Answer<Value> {
     let (row, subresource) = (&*call.row, call.target.subresource.as_str());
     keep_metadata(old, &mut new);
     defaults::defaults(row, &mut new);
     if subresource == "finalize" {
         new = finalize(old, &new);
-    } else {
-        strategy::prepare_update(row, &mut new, old, subresource);
     }
+    strategy::prepare_update(row, &mut new, old, subresource);
     admission::update(call, old, &mut new, services)?;
     let name = call.target.name.as_str();
     let added: Vec<String> = finalizers(&new).into_iter().filter(|finalizer| !finalizers(old).contains(finalizer)).collect();
@@ -292,27 +291,16 @@ fn prepared(call: &Call, old: &Value, mut new: Value, services: Option<&mut admi
     Ok(new)
 }
 
-/// Identity and the system's times are not a writer's to change.
+/// The address decides the name and the store the version; the rest of the system's fields are `strategy`'s to keep.
 fn keep_metadata(old: &Value, new: &mut Value) {
     let metadata = metadata_mut(new);
-    let kept = [
-        "name",
-        "namespace",
-        "uid",
-        "creationTimestamp",
-        "deletionTimestamp",
-        "deletionGracePeriodSeconds",
-        "generation",
-        "resourceVersion",
-    ];
-    for field in kept {
+    for field in ["name", "namespace", "resourceVersion"] {
         match old.get("metadata").and_then(|metadata| metadata.get(field)) {
             Some(value) => metadata.insert(field.into(), value.clone()),
             None => metadata.remove(field),
         };
     }
     metadata.remove("managedFields");
-    metadata.remove("selfLink");
 }
 
 /// `namespaces/finalize` changes `spec.finalizers` alone.

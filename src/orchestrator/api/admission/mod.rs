@@ -4,49 +4,37 @@ mod nodes;
 mod pods;
 pub mod services;
 
-use super::object::{self, is_terminating, meta, part_mut};
+use super::object::{self, is_terminating, meta};
 use super::route::Target;
 use super::server::Call;
 use super::status::{Answer, Cause, Status};
 use super::tokens::find;
-use serde_json::{Value, json};
+use serde_json::Value;
 use services::ServiceIndex;
 
 /// Namespaces without which a cluster is none.
 const LASTING: &[&str] = &["default", "kube-system", "kube-public"];
 
-pub fn create(call: &Call, object: &mut Value, services: Option<&mut ServiceIndex>) -> Answer<()> {
+pub fn create(call: &Call, object: &mut Value, services: Option<&ServiceIndex>) -> Answer<()> {
     namespace_is_open(call, &meta(object, "name").to_owned())?;
     nodes::create(call, object)?;
     match (&*call.row.group, &*call.row.plural) {
         ("", "pods") => pods::create(call, object),
-        ("", "namespaces") => {
-            new_namespace(object);
-            Ok(())
-        }
         ("", "services") => match services {
-            Some(index) => services::create(call, object, index),
+            Some(index) => services::allocate(call, &Value::Null, object, index),
             None => Ok(()),
         },
         _ => Ok(()),
     }
 }
 
-pub fn update(call: &Call, old: &Value, new: &mut Value, services: Option<&mut ServiceIndex>) -> Answer<()> {
+pub fn update(call: &Call, old: &Value, new: &mut Value, services: Option<&ServiceIndex>) -> Answer<()> {
     nodes::update(call, old, new)?;
     match (&*call.row.group, &*call.row.plural, call.target.subresource.as_str()) {
         ("", "services", "") => match services {
-            Some(index) => services::update(call, old, new, index),
+            Some(index) => services::allocate(call, old, new, index),
             None => Ok(()),
         },
-        ("", "namespaces", "") => {
-            // Only `finalize` changes these.
-            match old.pointer("/spec/finalizers") {
-                Some(finalizers) => drop(part_mut(new, "spec").insert("finalizers".into(), finalizers.clone())),
-                None => drop(part_mut(new, "spec").remove("finalizers")),
-            }
-            Ok(())
-        }
         _ => Ok(()),
     }
 }
@@ -73,17 +61,4 @@ fn namespace_is_open(call: &Call, name: &str) -> Answer<()> {
     let message = format!("namespace {namespace} is being terminated");
     let cause = Cause { reason: "NamespaceTerminating", message, field: "metadata.namespace".into() };
     Err(Status::forbidden_causes(&call.row.group, &call.row.plural, name, &why, vec![cause]))
-}
-
-fn new_namespace(object: &mut Value) {
-    let name = meta(object, "name").to_owned();
-    let labels = object::metadata_mut(object).entry("labels").or_insert_with(|| json!({}));
-    if let Some(labels) = labels.as_object_mut() {
-        labels.insert("kubernetes.io/metadata.name".into(), json!(name));
-    }
-    let finalizers = part_mut(object, "spec").entry("finalizers").or_insert_with(|| json!([]));
-    if let Some(list) = finalizers.as_array_mut().filter(|list| !list.contains(&json!("kubernetes"))) {
-        list.push(json!("kubernetes"));
-    }
-    part_mut(object, "status").insert("phase".into(), json!("Active"));
 }

@@ -6,7 +6,7 @@ use super::super::status::{Answer, Cause, Status};
 use crate::orchestrator::store::{Range, Revision};
 use ipnet::IpNet;
 use rand::seq::IndexedRandom;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
@@ -115,48 +115,8 @@ fn at(range: &IpNet, offset: u128) -> IpAddr {
     }
 }
 
-pub fn create(call: &Call, service: &mut Value, index: &mut ServiceIndex) -> Answer<()> {
-    allocate(call, &Value::Null, service, index)
-}
-
-/// What a client left out of an update keeps its value, as upstream's `patchAllocatedValues`.
-pub fn update(call: &Call, old: &Value, new: &mut Value, index: &mut ServiceIndex) -> Answer<()> {
-    let (was, is) = (kind(old), kind(new));
-    let spec = part_mut(new, "spec");
-    if has_address(&was) && has_address(&is) {
-        for field in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
-            keep(spec, &old["spec"], field);
-        }
-    }
-    if has_address(&was) && !has_address(&is) {
-        for field in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
-            if spec.get(field) == old["spec"].get(field) {
-                spec.remove(field);
-            }
-        }
-    }
-    let kept = old_node_ports(old);
-    for port in spec.get_mut("ports").and_then(Value::as_array_mut).into_iter().flatten() {
-        let former = kept.get(&(protocol(port), port_number(port))).copied();
-        let Some(map) = port.as_object_mut() else { continue };
-        let given = map.get("nodePort").and_then(Value::as_u64).unwrap_or(0);
-        match former {
-            Some(former) if given == 0 && has_node_ports(&is) => drop(map.insert("nodePort".into(), json!(former))),
-            Some(former) if given == u64::from(former) && !has_node_ports(&is) => drop(map.remove("nodePort")),
-            _ => {}
-        }
-    }
-    allocate(call, old, new, index)
-}
-
-fn keep(spec: &mut Map<String, Value>, old: &Value, field: &str) {
-    let empty = |value: Option<&Value>| value.is_none_or(|value| value.is_null() || value == "" || value == &json!([]));
-    if empty(spec.get(field)) && !empty(old.get(field)) {
-        spec.insert(field.into(), old[field].clone());
-    }
-}
-
-fn allocate(call: &Call, old: &Value, service: &mut Value, index: &mut ServiceIndex) -> Answer<()> {
+/// `old` is null on create.
+pub fn allocate(call: &Call, old: &Value, service: &mut Value, index: &ServiceIndex) -> Answer<()> {
     let name = object::meta(service, "name").to_owned();
     let own = format!("services/{}/{name}", call.target.namespace);
     let refuse = |cause: Cause| Status::invalid("", "Service", &name, vec![cause]);
@@ -274,14 +234,6 @@ fn node_port(port: &Value) -> u16 {
     number(port, "nodePort")
 }
 
-fn port_number(port: &Value) -> u16 {
-    number(port, "port")
-}
-
 fn protocol(port: &Value) -> String {
     port.get("protocol").and_then(Value::as_str).unwrap_or("TCP").to_owned()
-}
-
-fn old_node_ports(old: &Value) -> HashMap<(String, u16), u16> {
-    ports(old).filter(|port| node_port(port) > 0).map(|port| ((protocol(port), port_number(port)), node_port(port))).collect()
 }
