@@ -9,6 +9,7 @@ pub mod kinds;
 mod logs;
 mod negotiate;
 mod object;
+mod protobuf;
 mod read;
 mod respond;
 mod reviews;

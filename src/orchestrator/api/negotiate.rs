@@ -1,6 +1,7 @@
 //! What the client wants back (Accept, `as=Table`), and what it sent (Content-Type).
 
 use super::kinds::patch::PatchType;
+use super::protobuf;
 use super::status::{Answer, Status};
 use http::HeaderMap;
 use http::header::{ACCEPT, CONTENT_TYPE};
@@ -8,6 +9,8 @@ use serde_json::Value;
 
 pub const JSON: &str = "application/json";
 pub const YAML: &str = "application/yaml";
+const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
+const READ: &str = "application/json, application/yaml, application/vnd.kubernetes.protobuf";
 const ACCEPTED: &str = "application/json, application/yaml";
 
 /// How objects are shown.
@@ -57,7 +60,7 @@ fn offer(range: &str) -> Option<Wanted> {
     known.then_some(Wanted { form, yaml })
 }
 
-/// A request's body as a value: JSON unless it says YAML.
+/// A request's body as a value: JSON unless it says YAML or protobuf.
 pub fn body(headers: &HeaderMap, bytes: &[u8]) -> Answer<Value> {
     match media_type(headers).as_str() {
         "" | JSON => serde_json::from_slice(bytes).map_err(|error| unreadable(&error)),
@@ -65,7 +68,8 @@ pub fn body(headers: &HeaderMap, bytes: &[u8]) -> Answer<Value> {
             let text = std::str::from_utf8(bytes).map_err(|error| unreadable(&error))?;
             serde_saphyr::from_str(text).map_err(|error| unreadable(&error))
         }
-        _ => Err(Status::unsupported_media_type(ACCEPTED)),
+        PROTOBUF => protobuf::decode(bytes).map_err(Status::bad_request),
+        _ => Err(Status::unsupported_media_type(READ)),
     }
 }
 

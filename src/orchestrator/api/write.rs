@@ -133,7 +133,7 @@ fn check_fields(call: &Call, raw: &Value) -> Answer<()> {
     if let Some(message) = fields::decode_error(&call.row, raw) {
         return Err(Status::bad_request(message));
     }
-    let json = negotiate::media_type(call.headers) != negotiate::YAML;
+    let json = matches!(negotiate::media_type(call.headers).as_str(), "" | negotiate::JSON);
     let duplicates = if json { fields::duplicate_fields(call.body) } else { Vec::new() };
     let warnings = field_warnings(call, raw, duplicates)?;
     if warnings.is_empty() { Ok(()) } else { Err(Status::bad_request(fields::strict_message(&call.row, &warnings))) }
