@@ -37,7 +37,7 @@ pub fn health(server: &Server, path: &[String], query: &Query) -> Option<Respons
     Some(respond::full(if well { 200 } else { 500 }, "text/plain; charset=utf-8", text.into()))
 }
 
-pub fn get(server: &Arc<Server>, request: &Request<Bytes>, path: &[String], query: &Query) -> Answer<Response> {
+pub async fn get(server: &Arc<Server>, request: &Request<Bytes>, path: &[String], query: &Query) -> Answer<Response> {
     if let Some(response) = health(server, path, query) {
         return Ok(response);
     }
@@ -57,13 +57,11 @@ pub fn get(server: &Arc<Server>, request: &Request<Bytes>, path: &[String], quer
         ["api", version] => discovery::resource_list(registry, "", version).map(|list| tagged(request, JSON, &list)),
         ["apis", group] => discovery::group(registry, group).map(|group| tagged(request, JSON, &group)),
         ["apis", group, version] => discovery::resource_list(registry, group, version).map(|list| tagged(request, JSON, &list)),
-        ["openapi", "v3"] => Some(respond::full(200, JSON, openapi::v3_index())),
-        ["openapi", "v3", "api", version] => openapi::v3_document("", version).map(|document| compressed(request, document)),
-        ["openapi", "v3", "apis", group, version] => openapi::v3_document(group, version).map(|document| compressed(request, document)),
+        ["openapi", rest @ ..] => openapi(request, rest).await?,
         [] => Some(tagged(
             request,
             JSON,
-            &json!({"paths": ["/api", "/api/v1", "/apis", "/healthz", "/livez", "/openapi/v3", "/readyz", "/version"]}),
+            &json!({"paths": ["/api", "/api/v1", "/apis", "/healthz", "/livez", "/openapi/v2", "/openapi/v3", "/readyz", "/version"]}),
         )),
         _ => None,
     };
@@ -105,17 +103,42 @@ fn tagged<T>(request: &Request<T>, content_type: &'static str, value: &Value) ->
     response
 }
 
-/// Documents of OpenAPI are kept compressed; few clients want them otherwise.
-fn compressed<T>(request: &Request<T>, document: Bytes) -> Response {
-    let gzip = request.headers().get(ACCEPT_ENCODING).and_then(|value| value.to_str().ok()).is_some_and(|text| text.contains("gzip"));
-    if gzip {
-        let mut response = respond::full(200, JSON, document);
-        response.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
-        return response;
+/// The first one to ask waits for a second or two while all documents are built.
+async fn openapi(request: &Request<Bytes>, path: &[&str]) -> Answer<Option<Response>> {
+    let path: Vec<String> = path.iter().map(|part| (*part).to_owned()).collect();
+    let documents = move || match path.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+        ["v2"] => Some((openapi::v2(), None)),
+        ["v3"] => Some((openapi::v3_index(), None)),
+        ["v3", "api", version] => openapi::v3_document("", version).map(|document| (document, openapi::v3_hash("", version))),
+        ["v3", "apis", group, version] => openapi::v3_document(group, version).map(|document| (document, openapi::v3_hash(group, version))),
+        _ => None,
+    };
+    let accepts = request.headers().get(ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or("*/*");
+    if !["*/*", "application/*", JSON].iter().any(|range| accepts.contains(range)) {
+        return Err(Status::not_acceptable(JSON));
     }
-    let mut plain = Vec::new();
-    match std::io::Read::read_to_end(&mut flate2::read::GzDecoder::new(&*document), &mut plain) {
-        Ok(_) => respond::full(200, JSON, plain.into()),
-        Err(error) => respond::status(&Status::internal(error)),
+    let found = tokio::task::spawn_blocking(documents).await.map_err(Status::internal)?;
+    Ok(found.map(|(document, hash)| compressed(request, document, hash)))
+}
+
+/// Documents of OpenAPI are kept compressed (the index is not); few clients want them otherwise.
+fn compressed<T>(request: &Request<T>, document: Bytes, hash: Option<&str>) -> Response {
+    let header = |name| request.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let packed = document.starts_with(&[0x1f, 0x8b]);
+    let tag = hash.map(|hash| format!("\"{hash}\""));
+    let mut response = match &tag {
+        Some(tag) if header(IF_NONE_MATCH) == tag => respond::full(304, JSON, Bytes::new()),
+        _ if packed && header(ACCEPT_ENCODING).contains("gzip") => {
+            let mut response = respond::full(200, JSON, document);
+            response.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+            response
+        }
+        _ if packed => respond::full(200, JSON, openapi::inflate(&document)),
+        _ => respond::full(200, JSON, document),
+    };
+    if let Some(tag) = tag.and_then(|tag| HeaderValue::from_str(&tag).ok()) {
+        response.headers_mut().insert(ETAG, tag);
     }
+    response.headers_mut().insert(VARY, HeaderValue::from_static("Accept"));
+    response
 }

@@ -166,7 +166,7 @@ impl Server {
         match route {
             Route::Document(path) => {
                 authz::authorize_path(user, request.method(), request.uri().path())?;
-                documents::get(self, request, &path, &query)
+                documents::get(self, request, &path, &query).await
             }
             Route::Resource(target) => self.resource(user, request, target, query).await,
         }
