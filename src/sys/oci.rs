@@ -14,6 +14,7 @@ const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 /// an image is imported once. `architecture` is Go's name (`amd64`, `arm64`).
 pub fn write_archive(out: impl Write, name: &str, binary: &[u8], architecture: &str) -> io::Result<()> {
     let layer = layer(binary)?;
+    // The one blob that is large: hashed once.
     let layer_digest = digest(&layer);
     let config = encode(&json!({
         "architecture": architecture, "os": "linux",
@@ -24,7 +25,7 @@ pub fn write_archive(out: impl Write, name: &str, binary: &[u8], architecture: &
     let manifest = encode(&json!({
         "schemaVersion": 2, "mediaType": MANIFEST,
         "config": descriptor(CONFIG, &config),
-        "layers": [descriptor(LAYER, &layer)],
+        "layers": [{"mediaType": LAYER, "digest": layer_digest, "size": layer.len()}],
     }));
     let mut entry = descriptor(MANIFEST, &manifest);
     entry["annotations"] = json!({
@@ -35,8 +36,8 @@ pub fn write_archive(out: impl Write, name: &str, binary: &[u8], architecture: &
     let mut archive = tar::Builder::new(out);
     append(&mut archive, "oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#, 0o644)?;
     append(&mut archive, "index.json", &index, 0o644)?;
-    for blob in [&config, &manifest, &layer] {
-        append(&mut archive, &format!("blobs/sha256/{}", &digest(blob)["sha256:".len()..]), blob, 0o644)?;
+    for (blob, digest) in [(&config, digest(&config)), (&manifest, digest(&manifest)), (&layer, layer_digest)] {
+        append(&mut archive, &format!("blobs/sha256/{}", &digest["sha256:".len()..]), blob, 0o644)?;
     }
     archive.into_inner()?.flush()
 }

@@ -49,21 +49,12 @@ fn import_own() -> Result<()> {
     let mut child = ctr(&["images", "import", "-"]);
     let mut child = child.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().or_fail(Kind::Host, failed)?;
     let pipe = child.stdin.take().expect("stdin is piped");
-    let written = oci::write_archive(std::io::BufWriter::with_capacity(1 << 20, pipe), oci::KPROV_IMAGE, &program, architecture());
+    let written = oci::write_archive(std::io::BufWriter::with_capacity(1 << 20, pipe), oci::KPROV_IMAGE, &program, oci::architecture());
     let output = child.wait_with_output().or_fail(Kind::Host, failed)?;
     if !output.status.success() {
         return Err(Error::host(failed()).because(String::from_utf8_lossy(&output.stderr).trim().to_string()));
     }
     written.or_fail(Kind::Host, failed)
-}
-
-/// As Go and OCI call the machine's architecture.
-fn architecture() -> &'static str {
-    match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
-    }
 }
 
 /// Exactly `size` bytes follow on the connection. Imported only after their sum is known to be right.
