@@ -9,6 +9,8 @@ use ipnet::IpNet;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+/// Each would keep a store of its own: three or five need a replicated one.
+const MOST_CONTROL_PLANES: i64 = 1;
 /// `<cluster>-<machine>` and the like become names with clouds, which take 63 letters.
 const LONGEST_CLUSTER_NAME: usize = 40;
 /// A DNS label, less "-1000".
@@ -104,7 +106,10 @@ fn machines(spec: &Node, report: &mut dyn Report) {
         report.report(place, &path, message, Some("one group needs `role: control-plane` and `count: 1`".into()));
     } else if control_planes % 2 == 0 {
         let message = format!("{control_planes} control-plane machines: an even number survives no more failures than one less");
-        report.report(place, &path, message, Some(format!("use {} or {}", control_planes - 1, control_planes + 1)));
+        report.report(place, &path, message, Some(format!("use {MOST_CONTROL_PLANES}")));
+    } else if control_planes > MOST_CONTROL_PLANES {
+        let message = format!("{control_planes} control-plane machines: their store is not replicated yet, so there can be only one");
+        report.report(place, &path, message, Some(format!("use {MOST_CONTROL_PLANES}")));
     }
     if total > i64::from(MOST_MACHINES) {
         let message = format!("{total} machines in all; a blueprint holds at most {MOST_MACHINES}");

@@ -2,7 +2,8 @@
 
 use super::endpoints::{self, Protocol};
 use super::ruleset::{Network, Ruleset, ruleset};
-use super::{nft, write};
+use super::{nft, run_with, write};
+use crate::orchestrator::client::informer::{Informer, Key};
 use crate::orchestrator::network::testing::{in_own_namespace, sh};
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -12,6 +13,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio_util::sync::CancellationToken;
 
 fn network() -> Network {
     Network {
@@ -274,6 +276,44 @@ fn a_thousand_services_are_written_at_once_and_one_change_is_cheap() {
         let one = start.elapsed();
         println!("whole table {whole:?}, table computed {computed:?}, one change {one:?}");
         assert!(first.update(&second).expect("a difference").lines().count() <= 4);
+    });
+}
+
+/// Waits until the kernel's table says (or no longer says) `text`.
+async fn until_listed(text: &str, wanted: bool) {
+    let listed = || std::process::Command::new("nft").args(["list", "table", "ip", "kprov"]).output().expect("nft runs").stdout;
+    while String::from_utf8_lossy(&listed()).contains(text) != wanted {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[test]
+fn the_kernel_follows_the_informers_and_a_lost_table_comes_back_whole() {
+    in_own_namespace(async {
+        let config = Arc::new(crate::orchestrator::network::wanted::tests::config());
+        let (services, slices) = (Informer::<Service>::detached(), Informer::<EndpointSlice>::detached());
+        let cancel = CancellationToken::new();
+        let running = tokio::spawn(run_with(config, services.clone(), slices.clone(), cancel.clone()));
+        services.put((*service("web", "10.96.0.80", json!({}))).clone());
+        slices.put((*slice("web", &[("10.244.2.5", "worker-2", "ready")])).clone());
+        services.mark_synced();
+        // Half of the objects is no reason to write: the table stays absent until both lists are whole.
+        tokio::task::yield_now().await;
+        until_listed("10.96.0.80", false).await;
+        slices.mark_synced();
+        until_listed("dnat to 10.244.2.5:8080", true).await;
+        slices.put((*slice("web", &[("10.244.2.6", "worker-2", "ready")])).clone());
+        until_listed("dnat to 10.244.2.6:8080", true).await;
+        sh("nft delete table ip kprov");
+        services.put((*service("more", "10.96.0.81", json!({"type": "NodePort", "ports": [{"port": 80, "nodePort": 32001}]}))).clone());
+        slices.put((*slice("web", &[("10.244.2.7", "worker-2", "ready")])).clone());
+        until_listed("dnat to 10.244.2.7:8080", true).await;
+        until_listed("32001", true).await;
+        services.apply(Key::new("shop", "more"), None);
+        until_listed("32001", false).await;
+        cancel.cancel();
+        running.await.expect("no panic").expect("cancelled, not failed");
+        until_listed("dnat to 10.244.2.7:8080", true).await;
     });
 }
 
