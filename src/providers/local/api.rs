@@ -1,7 +1,7 @@
 //! What the local cloud's daemon and its clients say to each other: HTTP/1.1 with JSON bodies.
 //!
 //! `GET /v1/observe`, `POST /v1/execute`, `GET|POST /v1/epoch`, `GET /v1/changes?after=...` (answers when something has changed),
-//! `GET /v1/credentials` (unix socket only).
+//! `GET /v1/credentials` and `POST /v1/admit` (unix socket only).
 
 use crate::engine::Observed;
 use crate::engine::handoff::Epoch;
@@ -13,6 +13,13 @@ use serde::{Deserialize, Serialize};
 pub struct SwapEpoch {
     pub expected: Option<Epoch>,
     pub next: Epoch,
+}
+
+/// A public key that may log in to a machine for a moment.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Admit {
+    pub machine: String,
+    pub key: String,
 }
 
 #[derive(Debug, Serialize, Deserialize)]

@@ -1,7 +1,7 @@
 //! The local cloud itself: what a request does. Intent is on disk before anything is made, and everything else follows from records,
 //! so the next daemon finishes what this one began.
 
-use super::api::{Credentials, SwapEpoch, View};
+use super::api::{Admit, Credentials, SwapEpoch, View};
 use super::layout::{self, Layout};
 use super::network::Network;
 use super::record::{self, Body, Record, Stage};
@@ -217,6 +217,11 @@ impl Cloud {
         let subnet = subnet.ok_or_else(|| Error::provider("could not give credentials: the cluster has no network yet"))?;
         let address = (layout::address(subnet, layout::GATEWAY), layout::API_PORT).into();
         Ok(Credentials { cluster: self.cluster.clone(), address, token: token.into(), certificate: certificate.into() })
+    }
+
+    pub fn admit_key(&self, admit: &Admit) -> Result<()> {
+        record::check_name(&crate::engine::Id::new(MACHINE, &admit.machine))?;
+        machine::admit(&self.layout, &admit.machine, &admit.key, std::time::SystemTime::now())
     }
 
     // --- effects ---

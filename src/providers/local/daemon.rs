@@ -1,6 +1,6 @@
 //! The daemon's process: how it is started (by the command line, or by a machine's shim when the last one died), and what it serves.
 
-use super::api::{Executed, Failure, SwapEpoch};
+use super::api::{Admit, Executed, Failure, SwapEpoch};
 use super::cloud::Cloud;
 use super::layout::Layout;
 use super::network::Network;
@@ -160,6 +160,7 @@ impl Doors {
                 done(Ok(self.cloud.observe()))
             }
             ("GET", "/v1/credentials") if way == Way::Socket => done(self.cloud.credentials(&self.secret.token, &self.secret.certificate)),
+            ("POST", "/v1/admit") if way == Way::Socket => done(read::<Admit>(request).await.and_then(|admit| self.cloud.admit_key(&admit))),
             _ => reply::<()>(http::StatusCode::NOT_FOUND, Err(Error::internal(format!("the local cloud has no {method} {path}")))),
         }
     }

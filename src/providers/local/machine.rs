@@ -12,10 +12,11 @@ use crate::sys::files;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use std::fs::{self, DirBuilder};
+use k8s_openapi::jiff::Timestamp;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 const SSHD_CONFIG: &str = "Port 22
 HostKey /etc/ssh/ssh_host_ed25519_key
@@ -24,7 +25,7 @@ UseDNS no
 PermitRootLogin prohibit-password
 PasswordAuthentication no
 KbdInteractiveAuthentication no
-AuthorizedKeysFile .ssh/authorized_keys
+AuthorizedKeysFile .ssh/authorized_keys /run/kprov/admitted_keys
 MaxStartups 100:30:200
 MaxSessions 100
 PrintMotd no
@@ -102,6 +103,27 @@ pub fn update(layout: &Layout, record: &Record, spec: &MachineSpec) -> Result<()
     write_facts(&root, record).or_fail(Kind::Host, failed)?;
     let keys = format!("{}\n", spec.ssh_public_key.trim());
     files::write_atomic(&root.join("root/.ssh/authorized_keys"), keys.as_bytes(), 0o600).or_fail(Kind::Host, failed)
+}
+
+/// How long an admitted key may log in: enough for one login, too short to be forgotten about.
+const ADMITTED: Duration = Duration::from_secs(120);
+
+/// Lets a key in beside the cluster's own. sshd itself ends it, and a reboot forgets it: the file is in memory.
+pub fn admit(layout: &Layout, name: &str, key: &str, now: SystemTime) -> Result<()> {
+    let failed = || format!("could not admit a key to machine {name}");
+    let running = alive(layout, name)?.ok_or_else(|| Error::host(failed()).hint("the machine does not run"))?;
+    let until = (now + ADMITTED).duration_since(SystemTime::UNIX_EPOCH).or_fail(Kind::Host, failed)?.as_secs();
+    let until = Timestamp::from_second(until as i64).map_err(|error| Error::host(failed()).because(error.to_string()))?.strftime("%Y%m%d%H%M%SZ").to_string();
+    let line = admission(key, &until).ok_or_else(|| Error::input(failed()).hint("a key is one line: ssh-ed25519 AAAA... comment"))?;
+    let path = Path::new("/proc").join(running.init.to_string()).join("root/run/kprov/admitted_keys");
+    files::write_atomic(&path, line.as_bytes(), 0o600).or_fail(Kind::Host, failed)
+}
+
+/// One line of sshd's own format; a text that is more than one key is refused.
+fn admission(key: &str, until: &str) -> Option<String> {
+    let key = key.trim();
+    let one = !key.contains(['\n', '\r']) && key.starts_with("ssh-");
+    one.then(|| format!("expiry-time=\"{until}\" {key}\n"))
 }
 
 /// The machine's shim and first process, if it runs.

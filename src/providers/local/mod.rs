@@ -178,6 +178,10 @@ impl Provider for Local {
         Local::changed(self, seen).await
     }
 
+    async fn admit_key(&self, machine: &Observed, public_key: &str) -> Result<()> {
+        self.way.post("/v1/admit", &api::Admit { machine: machine.id.name.clone(), key: public_key.into() }).await
+    }
+
     async fn leftovers(&self) -> Vec<String> {
         leftovers(&self.cluster)
     }
