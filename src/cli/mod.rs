@@ -15,6 +15,7 @@ mod logging;
 mod pause;
 mod plan;
 mod progress;
+mod resolve;
 mod schema;
 mod server;
 mod session;
@@ -73,6 +74,9 @@ enum Command {
     /// Run the node agent: kubelet, service proxy, DNS
     #[command(hide = true)]
     Agent(agent::Args),
+    /// Ask this node's cluster DNS
+    #[command(hide = true)]
+    Resolve(resolve::Args),
     /// Serve the demo web application
     #[command(hide = true)]
     Demo(demo::Args),
@@ -115,6 +119,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Init(args) => init::run(&args)?,
         Command::Completions(args) => completions::run(&args),
         Command::Image(args) => image::run(&args)?,
+        Command::Resolve(args) => resolve::run(&args)?,
         Command::Server(args) => {
             logging::to_stderr();
             runtime(2)?.block_on(server::run(&args))?;

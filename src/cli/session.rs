@@ -17,7 +17,7 @@ use crate::orchestrator::client::Client;
 use crate::providers::{self, Context, Provider};
 use crate::sys::{files, paths};
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio_util::sync::CancellationToken;
@@ -97,10 +97,6 @@ impl Session {
         recover::trust(&self.cluster, self.provider.as_ref(), &observed, &self.folder).await
     }
 
-    pub fn folder(&self) -> &Path {
-        &self.folder
-    }
-
     pub fn trust(&self) -> Result<&Arc<Trust>> {
         self.trust.as_ref().ok_or_else(|| Error::internal("the cluster's trust was not established"))
     }
@@ -120,7 +116,7 @@ impl Session {
             service_load_balancers: self.service_load_balancers().await?,
         };
         let desired = desired(blueprint, self.provider.as_ref(), &context, &hosts)?;
-        let ssh = Ssh::open(&self.folder, &trust.ssh)?;
+        let ssh = self.ssh()?;
         let blueprint_door = BlueprintDoor::new(trust.clone(), Some(blueprint.clone()));
         Ok(Outside {
             provider: self.provider.clone(),
@@ -129,6 +125,11 @@ impl Session {
             journal: FileJournal::open(&self.folder.join("journal"), wall_clock())?,
             cancel: self.cancel.clone(),
         })
+    }
+
+    /// Connections to the cluster's machines with its own key.
+    pub fn ssh(&self) -> Result<Ssh> {
+        Ssh::open(&self.folder, &self.trust()?.ssh)
     }
 
     /// The doors on the way down: everything that the provider holds, and nothing else.

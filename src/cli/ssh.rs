@@ -1,7 +1,7 @@
 //! `kprov ssh NAME MACHINE [-- CMD...]`: a shell on a machine, with its key pinned and no question asked.
 
 use super::session::{Session, recorded_provider};
-use crate::bootstrap::remote::{Ssh, Target};
+use crate::bootstrap::remote::Target;
 use crate::engine::MACHINE;
 use crate::error::{Context, Error, Kind, Result};
 use std::process::{Command, ExitCode};
@@ -31,7 +31,7 @@ pub async fn run(args: &Args) -> Result<ExitCode> {
         Error::input(format!("could not find machine {} in cluster {}", args.machine, args.name))
             .hint(format!("its machines: {}", names.join(", ")))
     })?;
-    let ssh = Ssh::open(session.folder(), &session.trust()?.ssh)?;
+    let ssh = session.ssh()?;
     ssh.know(&Target::of(machine)?)?;
     let status = Command::new("ssh")
         .arg("-F")

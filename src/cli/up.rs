@@ -11,7 +11,7 @@ use super::progress::Progress;
 use super::session::Session;
 use super::world::blueprint_door;
 use super::world::hosts::all_machines;
-use super::world::served::{Watch, until_answering, until_served};
+use super::world::served::{Watch, until_answering, until_resolving, until_served};
 use super::{logging, terminal};
 use crate::blueprint::load::{self, Loaded};
 use crate::engine::handoff::Writer;
@@ -114,6 +114,7 @@ async fn serve(session: &Session, loaded: &Loaded, deadline: Instant, progress: 
     let machines = all_machines(&loaded.blueprint);
     until_served(&watch, &loaded.blueprint, &machines, deadline, &|text| progress.waiting(text)).await?;
     let observed = session.observe_provider().await?;
+    until_resolving(&session.ssh()?, &observed).await?;
     for (address, port, name) in endpoints(&observed) {
         progress.waiting(&format!("waiting for load balancer {name} to answer"));
         until_answering(SocketAddr::new(address, port), deadline).await?;

@@ -1,5 +1,6 @@
 //! A whole cluster for one story: its own state folder, its own name, and gone afterwards whatever happened.
 
+use kprov::engine::Cluster;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
@@ -82,10 +83,29 @@ impl Story {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
-    /// What is left on this host under the cluster's name: mounts, links, namespaces, cgroups, processes, files.
-    pub fn leftovers(&self) -> Vec<String> {
-        kprov::providers::local::leftovers(&self.name)
+    /// Who the cluster is, while it exists.
+    pub fn cluster(&self) -> Cluster {
+        let found = kprov::providers::local::clusters().into_iter().find(|cluster| cluster.name == self.name);
+        found.expect("the cluster exists on this host")
     }
+
+    /// The first process of a machine, as the host sees it.
+    pub fn machine_pid(&self, machine: &str) -> i32 {
+        let wanted = format!("{}/{machine}", self.cluster().uid);
+        let processes = std::fs::read_dir("/proc").expect("/proc").flatten();
+        let found = processes.filter_map(|process| {
+            let command = std::fs::read(process.path().join("cmdline")).ok()?;
+            let words: Vec<&[u8]> = command.split(|byte| *byte == 0).collect();
+            let is_init = words.get(2) == Some(&b"init".as_slice()) && words.get(3) == Some(&wanted.as_bytes());
+            is_init.then(|| process.file_name().to_str()?.parse().ok()).flatten()
+        });
+        found.min().unwrap_or_else(|| panic!("machine {machine} has no first process"))
+    }
+}
+
+/// What is left on this host of a cluster: mounts, links, namespaces, cgroups, processes, files.
+pub fn assert_gone(cluster: &Cluster) {
+    assert_eq!(kprov::providers::local::leftovers(cluster), Vec::<String>::new());
 }
 
 impl Drop for Story {

@@ -2,5 +2,7 @@
 
 mod api_kubectl;
 mod bootstrap;
+mod harness;
 mod kubelet;
 mod local_machines;
+mod main_job;

@@ -2,6 +2,8 @@
 
 use super::waiting::{Objects, Waiting, waiting};
 use crate::blueprint::Blueprint;
+use crate::bootstrap::remote::{Ssh, Target};
+use crate::engine::{MACHINE, Observed};
 use crate::error::{Error, Result};
 use crate::orchestrator::client::{Client, Informer, Notify, Selector};
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet};
@@ -136,3 +138,20 @@ async fn answers(address: SocketAddr) -> bool {
         Err(_) => true,
     }
 }
+
+/// Asks every machine's own DNS for a name that every cluster has; over SSH, since only nodes can ask.
+pub async fn until_resolving(ssh: &Ssh, machines: &[Observed]) -> Result<()> {
+    let asked = machines.iter().filter(|thing| thing.id.kind == MACHINE).map(|machine| async move {
+        let connection = ssh.connect(&Target::of(machine)?, DNS_PATIENCE).await?;
+        let output = connection.shell(RESOLVE, &[]).await?;
+        if output.status.success() {
+            return Ok(());
+        }
+        let said = String::from_utf8_lossy(&output.stderr).trim().to_string();
+        Err(Error::timeout(format!("could not get an answer from the cluster's DNS on {}", machine.id)).because(said))
+    });
+    futures::future::try_join_all(asked).await.map(drop)
+}
+
+const DNS_PATIENCE: Duration = Duration::from_secs(20);
+const RESOLVE: &str = "exec /usr/local/bin/kprov resolve kubernetes.default.svc.cluster.local.";

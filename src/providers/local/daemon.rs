@@ -160,7 +160,9 @@ impl Doors {
                 done(Ok(self.cloud.observe()))
             }
             ("GET", "/v1/credentials") if way == Way::Socket => done(self.cloud.credentials(&self.secret.token, &self.secret.certificate)),
-            ("POST", "/v1/admit") if way == Way::Socket => done(read::<Admit>(request).await.and_then(|admit| self.cloud.admit_key(&admit))),
+            ("POST", "/v1/admit") if way == Way::Socket => {
+                done(read::<Admit>(request).await.and_then(|admit| self.cloud.admit_key(&admit)))
+            }
             _ => reply::<()>(http::StatusCode::NOT_FOUND, Err(Error::internal(format!("the local cloud has no {method} {path}")))),
         }
     }

@@ -9,10 +9,10 @@ use crate::providers::resources::MachineSpec;
 use crate::supervisor::Service;
 use crate::sys::cgroups::Group;
 use crate::sys::files;
+use k8s_openapi::jiff::Timestamp;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use std::fs::{self, DirBuilder};
-use k8s_openapi::jiff::Timestamp;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
@@ -113,7 +113,10 @@ pub fn admit(layout: &Layout, name: &str, key: &str, now: SystemTime) -> Result<
     let failed = || format!("could not admit a key to machine {name}");
     let running = alive(layout, name)?.ok_or_else(|| Error::host(failed()).hint("the machine does not run"))?;
     let until = (now + ADMITTED).duration_since(SystemTime::UNIX_EPOCH).or_fail(Kind::Host, failed)?.as_secs();
-    let until = Timestamp::from_second(until as i64).map_err(|error| Error::host(failed()).because(error.to_string()))?.strftime("%Y%m%d%H%M%SZ").to_string();
+    let until = Timestamp::from_second(until as i64)
+        .map_err(|error| Error::host(failed()).because(error.to_string()))?
+        .strftime("%Y%m%d%H%M%SZ")
+        .to_string();
     let line = admission(key, &until).ok_or_else(|| Error::input(failed()).hint("a key is one line: ssh-ed25519 AAAA... comment"))?;
     let path = Path::new("/proc").join(running.init.to_string()).join("root/run/kprov/admitted_keys");
     files::write_atomic(&path, line.as_bytes(), 0o600).or_fail(Kind::Host, failed)
