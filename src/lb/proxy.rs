@@ -8,6 +8,8 @@ use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
@@ -111,9 +113,23 @@ async fn carry(mut client: TcpStream, pool: &Mutex<Pool>) {
         give_up_on_silence(stream);
     }
     pool.lock().opened(address);
-    // Either side may finish sending and still receive.
-    let _ = tokio::io::copy_bidirectional_with_sizes(&mut client, &mut backend, BUFFER_BYTES, BUFFER_BYTES).await;
+    let (mut from_client, mut to_client) = client.split();
+    let (mut from_backend, mut to_backend) = backend.split();
+    let _ = tokio::try_join!(pump(&mut from_client, &mut to_backend), pump(&mut from_backend, &mut to_client));
     pool.lock().closed(address);
+}
+
+/// One direction until its sender has finished; the other goes on, as either side may finish sending and still receive. A receiver
+/// that does not want more (a server that refuses a request early) ends this direction only: its answer must still get through.
+async fn pump(from: &mut ReadHalf<'_>, to: &mut WriteHalf<'_>) -> io::Result<()> {
+    let mut buffer = vec![0; BUFFER_BYTES];
+    loop {
+        let count = from.read(&mut buffer).await?;
+        if count == 0 || to.write_all(&buffer[..count]).await.is_err() {
+            let _ = to.shutdown().await;
+            return Ok(());
+        }
+    }
 }
 
 async fn connect(pool: &Mutex<Pool>) -> Option<(SocketAddr, TcpStream)> {
@@ -167,7 +183,6 @@ fn give_up_on_silence(stream: &TcpStream) {
 mod tests {
     use super::super::Backend;
     use super::*;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     /// Answers each client with its own name after the client has finished sending: needs half-close to work.
     async fn backend(name: &'static str) -> SocketAddr {
@@ -216,6 +231,27 @@ mod tests {
             health.iter().map(|(_, name, up)| (name.as_str(), *up)).collect::<Vec<_>>(),
             [(dead.to_string().as_str(), false), (alive.to_string().as_str(), true)]
         );
+    }
+
+    #[tokio::test]
+    async fn an_answer_to_a_request_that_is_refused_unread_gets_through() {
+        let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (front, refusing) = (unused_address().await, server.local_addr().unwrap());
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = server.accept().await {
+                let _ = stream.write_all(b"too much").await;
+                let _ = stream.shutdown().await;
+            }
+        });
+        let balancer = Balancer::default();
+        balancer.apply(&[listener(front, &[refusing])]).unwrap();
+        for _ in 0..20 {
+            let mut client = TcpStream::connect(front).await.unwrap();
+            let _ = client.write_all(&[0; 1 << 20]).await;
+            let mut answer = [0; 8];
+            client.read_exact(&mut answer).await.unwrap();
+            assert_eq!(&answer, b"too much");
+        }
     }
 
     #[tokio::test]

@@ -300,6 +300,75 @@ async fn requests_are_done_once_and_only_for_the_current_writer() {
     assert_eq!(leftovers(&stage.cluster), Vec::<String>::new());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_killed_at_any_moment_of_a_create_or_delete_costs_one_repetition() {
+    let stage = Stage::new("e2e-moments");
+    stage.act(Verb::Create, NETWORK, FABRIC, json!({})).await;
+    let create = stage.request(Verb::Create, MACHINE, "a", stage.machine_spec("worker"));
+    let delete = stage.request(Verb::Delete, MACHINE, "a", Value::Null);
+    // The moments are the test's subject: from before the request arrives to after it is done.
+    for moment in (0..200).step_by(20) {
+        for request in [&create, &delete] {
+            let shot = async {
+                tokio::time::sleep(Duration::from_millis(moment)).await;
+                kill(stage.daemon().expect("it runs").into());
+            };
+            let _ = futures::join!(stage.send(request), shot);
+            let outcome = stage.send(request).await.unwrap_or_else(|error| panic!("{moment} ms into {}: {}", request.verb, error.chain()));
+            match request.verb {
+                Verb::Create => assert_eq!(stage.ssh(&outcome.expect("made"), "pgrep -c sshd >/dev/null && hostname"), "a", "{moment} ms"),
+                _ => assert_eq!(outcome, None, "{moment} ms"),
+            }
+        }
+    }
+    stage.delete_everything().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn services_run_restart_change_and_survive_a_boot() {
+    let stage = Stage::new("e2e-services");
+    stage.act(Verb::Create, NETWORK, FABRIC, json!({})).await;
+    let machine = stage.machine("a", "worker").await;
+    let service = |command: &str| stage.ssh(&machine, &format!("/proc/1/exe service {command}"));
+    let ensure = |revision: &str| {
+        let definition = json!({"name": "s", "argv": ["/bin/sh", "-c", "sleep 1000 & echo started $WHAT; exec sleep 1001"], "env": {"WHAT": "it"}, "revision": revision, "after": ["sshd"]});
+        service(&format!("ensure <<'END'\n{definition}\nEND"))
+    };
+    let status = || {
+        let all: Vec<Value> = serde_json::from_str(&service("status")).expect("a list");
+        all.into_iter().find(|one| one["name"] == "s").expect("defined")
+    };
+    assert_eq!((ensure("1"), ensure("1")), ("changed".to_string(), "unchanged".to_string()));
+    let first = status();
+    assert_eq!(ensure("2"), "changed");
+    let second = wait_for(&status, |now| now["state"] == "running" && now["pid"] != first["pid"]);
+    assert_eq!(stage.ssh(&machine, "cat /var/log/kprov/s.log"), "started it\nstarted it");
+    assert_eq!(stage.ssh(&machine, "pgrep -fc 'sleep 1000'"), "2", "what the service started lives on");
+    stage.ssh(&machine, &format!("kill -9 {}", second["pid"]));
+    let third = wait_for(&status, |now| now["state"] == "running" && now["pid"] != second["pid"]);
+    assert_eq!((&third["restarts"], &third["lastExit"]), (&json!(1), &json!("killed by SIGKILL")));
+    assert_eq!(service("stop s"), "changed");
+    assert_eq!((status()["state"].clone(), service("stop s")), (json!("stopped"), "unchanged".to_string()));
+    kill(number(&stage.running("a")["init"]));
+    stage.until(MACHINE, "a", |phase| matches!(phase, Phase::Broken(_))).await;
+    stage.act(Verb::Repair, MACHINE, "a", Value::Null).await;
+    wait_for(&status, |now| now["state"] == "running");
+    assert_eq!(service("remove s"), "changed");
+    assert_eq!(stage.ssh(&machine, "ls /etc/kprov/services"), "sshd.json");
+    stage.delete_everything().await;
+}
+
+fn wait_for(read: &dyn Fn() -> Value, wanted: impl Fn(&Value) -> bool) -> Value {
+    let deadline = Instant::now() + Duration::from_secs(15);
+    loop {
+        let value = read();
+        if wanted(&value) {
+            return value;
+        }
+        assert!(Instant::now() < deadline, "still {value}");
+    }
+}
+
 fn ask(address: SocketAddr) -> Option<String> {
     let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(2)).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(3))).ok()?;
@@ -320,7 +389,7 @@ async fn a_load_balancer_serves_through_deaths_and_filesystems_are_shared() {
     assert_eq!(stage.ssh(&b, &format!("cat {place}/file")), "shared", "made after the machines, seen by both");
 
     // Services survive as files: a repaired machine serves again by itself.
-    let program = "import socket\ns = socket.create_server(('0.0.0.0', 32000))\nwhile True:\n    c, _ = s.accept()\n    c.sendall(socket.gethostname().encode())\n    c.close()\n";
+    let program = "import socket\ns = socket.create_server(('0.0.0.0', 32000))\nwhile True:\n    c, _ = s.accept()\n    c.recv(1)\n    c.sendall(socket.gethostname().encode())\n    c.close()\n";
     for machine in [&a, &b] {
         stage.ssh(machine, &format!("cat > /root/serve.py <<'END'\n{program}END"));
         let service = json!({"name": "serve", "argv": ["/usr/bin/python3", "/root/serve.py"], "revision": "1"});

@@ -36,16 +36,8 @@ impl Way {
         Ok(Way::Network { credentials, tls })
     }
 
-    pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
-        self.call("GET", path, Bytes::new()).await
-    }
-
-    pub async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T> {
-        let body = serde_json::to_vec(body).or_fail(Kind::Internal, || "could not write a request to the local cloud")?;
-        self.call("POST", path, body.into()).await
-    }
-
-    async fn call<T: DeserializeOwned>(&self, method: &str, path: &str, body: Bytes) -> Result<T> {
+    pub async fn call<T: DeserializeOwned>(&self, method: &str, path: &str, body: &impl Serialize) -> Result<T> {
+        let body: Bytes = serde_json::to_vec(body).or_fail(Kind::Internal, || "could not write a request to the local cloud")?.into();
         let failed = || "could not reach the local cloud's daemon";
         let answer = async {
             match self {

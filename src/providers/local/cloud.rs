@@ -3,6 +3,7 @@
 
 use super::api::{Admit, Credentials, SwapEpoch, View};
 use super::layout::{self, Layout};
+use super::machine::Alive;
 use super::network::Network;
 use super::record::{self, Body, Record, Stage};
 use super::{fabric, hostkey, machine, shim, sweep};
@@ -101,6 +102,10 @@ impl Cloud {
                     Stage::Intent => cloud.turn(&record.id, async |cloud| cloud.make(&record.id).await.map(drop)).await,
                     Stage::Deleting => cloud.turn(&record.id, async |cloud| cloud.unmake(&record.id).await).await,
                     Stage::Made if record.id.kind == MACHINE => {
+                        let begun = matches!(cloud.state.lock().machines.get(&record.id.name), Some(Life::Starting));
+                        if begun {
+                            let _ = cloud.turn(&record.id, async |cloud| cloud.start(&record.id.name).await).await;
+                        }
                         cloud.revive(&record.id.name).await;
                         Ok(())
                     }
@@ -504,17 +509,14 @@ impl Cloud {
     }
 
     /// After machines came, went, or changed their lives.
-    async fn refresh_balancers(&self) {
-        let records: Vec<Record> = self
-            .state
-            .lock()
-            .records
-            .values()
-            .filter(|record| record.id.kind == LOAD_BALANCER && record.stage == Stage::Made)
-            .cloned()
-            .collect();
-        for record in records {
-            if let Err(error) = self.serve(&record).await {
+    async fn refresh_balancers(self: &Arc<Self>) {
+        let balancers: Vec<Id> = self.state.lock().records.keys().filter(|id| id.kind == LOAD_BALANCER).cloned().collect();
+        for id in balancers {
+            let work = async |cloud: &Arc<Cloud>| match cloud.record(&id) {
+                Ok(record) if record.stage == Stage::Made => cloud.serve(&record).await,
+                _ => Ok(()),
+            };
+            if let Err(error) = self.turn(&id, work).await {
                 tracing::warn!("{}", error.chain());
             }
         }
@@ -524,29 +526,48 @@ impl Cloud {
 
     /// At the daemon's start: whether the machine runs, and its end seen if it does.
     fn find_machine(self: &Arc<Self>, name: &str) -> Result<()> {
-        let life = match machine::alive(&self.layout, name)? {
-            Some(running) => Life::Running { shim: running.shim, since: Instant::now() },
-            None => Life::Stopped(shim::last_exit(&self.layout, name).map_or("its host went down".into(), |exit| exit.why)),
-        };
-        if let Life::Running { shim, .. } = life {
-            self.watch(name, shim);
+        let why = || shim::last_exit(&self.layout, name).map_or("its host went down".into(), |exit| exit.why);
+        match machine::alive(&self.layout, name)? {
+            Alive::Running(running) => self.adopt(name, running.shim),
+            Alive::Starting => self.set_life(name, Life::Starting),
+            Alive::No => self.set_life(name, Life::Stopped(why())),
         }
-        self.state.lock().machines.insert(name.into(), life);
         Ok(())
+    }
+
+    fn adopt(self: &Arc<Self>, name: &str, shim: i32) {
+        self.set_life(name, Life::Running { shim, since: Instant::now() });
+        self.watch(name, shim);
     }
 
     async fn start(self: &Arc<Self>, name: &str) -> Result<()> {
         self.set_life(name, Life::Starting);
-        let outcome = self.run_shim(name).await;
+        let outcome = match self.settle(name).await {
+            Ok(None) => self.run_shim(name).await,
+            Ok(Some(shim)) => Ok(shim),
+            Err(error) => Err(error),
+        };
         match &outcome {
-            Ok(shim) => {
-                self.set_life(name, Life::Running { shim: *shim, since: Instant::now() });
-                self.watch(name, *shim);
-            }
+            Ok(shim) => self.adopt(name, *shim),
             Err(error) => self.set_life(name, Life::Stopped(error.chain())),
         }
         self.refresh_balancers().await;
         outcome.map(drop)
+    }
+
+    /// Waits for a start that an earlier daemon began.
+    async fn settle(&self, name: &str) -> Result<Option<i32>> {
+        let deadline = Instant::now() + SHIM_TIMEOUT;
+        loop {
+            match machine::alive(&self.layout, name)? {
+                Alive::Running(running) => return Ok(Some(running.shim)),
+                Alive::No => return Ok(None),
+                Alive::Starting if Instant::now() > deadline => {
+                    return Err(Error::timeout(format!("could not start machine {name}: it neither starts nor ends")));
+                }
+                Alive::Starting => tokio::time::sleep(Duration::from_millis(5)).await,
+            }
+        }
     }
 
     fn set_life(&self, name: &str, life: Life) {

@@ -18,6 +18,9 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
+/// How long a shim may take to notice that its machine is gone.
+const SHIM_GRACE: Duration = Duration::from_secs(1);
+
 const SSHD_CONFIG: &str = "Port 22
 HostKey /etc/ssh/ssh_host_ed25519_key
 UsePAM no
@@ -96,7 +99,7 @@ pub fn write_facts(root: &Path, record: &Record) -> io::Result<()> {
 pub fn update(layout: &Layout, record: &Record, spec: &MachineSpec) -> Result<()> {
     let name = &record.id.name;
     let failed = || format!("could not change machine {name}");
-    let Some(running) = alive(layout, name)? else { return Ok(()) };
+    let Alive::Running(running) = alive(layout, name)? else { return Ok(()) };
     Group::new(layout.group(name)).and_then(|group| group.limit(spec.cpu_millis, spec.memory_bytes)).or_fail(Kind::Host, failed)?;
     // Through its own mount namespace: writing below a mounted overlay is undefined.
     let root = Path::new("/proc").join(running.init.to_string()).join("root");
@@ -111,7 +114,7 @@ const ADMITTED: Duration = Duration::from_secs(120);
 /// Lets a key in beside the cluster's own. sshd itself ends it, and a reboot forgets it: the file is in memory.
 pub fn admit(layout: &Layout, name: &str, key: &str, now: SystemTime) -> Result<()> {
     let failed = || format!("could not admit a key to machine {name}");
-    let running = alive(layout, name)?.ok_or_else(|| Error::host(failed()).hint("the machine does not run"))?;
+    let Alive::Running(running) = alive(layout, name)? else { return Err(Error::host(failed()).hint("the machine does not run")) };
     let until = (now + ADMITTED).duration_since(SystemTime::UNIX_EPOCH).or_fail(Kind::Host, failed)?.as_secs();
     let until = Timestamp::from_second(until as i64)
         .map_err(|error| Error::host(failed()).because(error.to_string()))?
@@ -129,28 +132,37 @@ fn admission(key: &str, until: &str) -> Option<String> {
     one.then(|| format!("expiry-time=\"{until}\" {key}\n"))
 }
 
-/// The machine's shim and first process, if it runs.
-pub fn alive(layout: &Layout, name: &str) -> Result<Option<shim::Running>> {
+/// What a machine is doing, by its lock and what its shim has written.
+pub enum Alive {
+    No,
+    /// Begun by an earlier daemon, not ready yet.
+    Starting,
+    Running(shim::Running),
+}
+
+pub fn alive(layout: &Layout, name: &str) -> Result<Alive> {
     let path = layout.machine(name).join("shim.lock");
-    if !path.exists() {
-        return Ok(None);
+    if !path.exists() || lock::try_take(&path).or_fail(Kind::Host, || format!("could not look at machine {name}"))?.is_some() {
+        return Ok(Alive::No);
     }
-    let free = lock::try_take(&path).or_fail(Kind::Host, || format!("could not look at machine {name}"))?.is_some();
-    Ok(if free { None } else { shim::running(layout, name) })
+    // An old file may still be there while a new shim has just begun: only the shim that it names is meant.
+    let running = shim::running(layout, name).filter(|running| Path::new("/proc").join(running.init.to_string()).exists());
+    Ok(running.map_or(Alive::Starting, Alive::Running))
 }
 
 /// Returns when no process of the machine is left. Thaws it first: frozen processes do not die.
 pub fn stop(layout: &Layout, name: &str) -> Result<()> {
     let failed = || format!("could not stop machine {name}");
     let path = layout.machine(name).join("shim.lock");
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let (begun, deadline) = (Instant::now(), Instant::now() + Duration::from_secs(10));
     let group = Group::new(layout.group(name)).or_fail(Kind::Host, failed)?;
     loop {
         group.kill().or_fail(Kind::Host, failed)?;
         if !path.exists() || lock::try_take(&path).or_fail(Kind::Host, failed)?.is_some() {
             return Ok(());
         }
-        if let Some(running) = shim::running(layout, name) {
+        // It ends by itself once it has collected the machine's first process.
+        if let Some(running) = shim::running(layout, name).filter(|_| begun.elapsed() > SHIM_GRACE) {
             let _ = nix::sys::signal::kill(Pid::from_raw(running.shim), Signal::SIGKILL);
         }
         if Instant::now() > deadline {

@@ -31,6 +31,8 @@ use crate::sys::paths::LOCAL_CLOUD;
 use async_trait::async_trait;
 use client::Way;
 use layout::Layout;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -39,6 +41,11 @@ pub use daemon::main as daemon_main;
 pub use doctor::{Finding, doctor};
 pub use shim::main as shim_main;
 pub use sweep::leftovers;
+
+/// A daemon that dies again and again is a fault to report, not to sit out.
+const TRIES: u32 = 4;
+const TRY_PAUSE: Duration = Duration::from_millis(50);
+const NOTHING_PAUSE: Duration = Duration::from_secs(1);
 
 /// The one network's logical name.
 pub const FABRIC: &str = "fabric";
@@ -72,9 +79,12 @@ impl Local {
     /// Waits until something is different from what `seen` (empty at first) names, 30 seconds at most. Returns the name of what is now:
     /// the loop sees a dead machine at once.
     pub async fn changed(&self, seen: &str) -> Result<String> {
-        self.wake_if_needed().await?;
-        let view: api::View = self.way.get(&format!("/v1/changes?after={seen}")).await?;
-        Ok(view.version)
+        if !self.exists() {
+            // Nothing tells when the first thing is made; who waits for that looks again.
+            tokio::time::sleep(NOTHING_PAUSE).await;
+            return Ok(String::new());
+        }
+        Ok(self.ask::<api::View>("GET", &format!("/v1/changes?after={seen}"), &()).await?.version)
     }
 
     /// Whether there is anything of this cluster to ask about.
@@ -93,8 +103,21 @@ impl Local {
         }
     }
 
-    async fn wake_if_needed(&self) -> Result<()> {
-        if self.exists() { self.wake().await } else { Ok(()) }
+    /// Asks a daemon that may die or close meanwhile: every question is safe to repeat, and on the host the next daemon is started by
+    /// asking again.
+    async fn ask<T: DeserializeOwned>(&self, method: &str, path: &str, body: &impl Serialize) -> Result<T> {
+        for _ in 1..TRIES {
+            self.wake().await?;
+            match self.way.call(method, path, body).await {
+                // Gone with the last thing of the cluster: asking on would make it again.
+                Err(error) if error.kind == Kind::Transient && matches!(self.way, Way::Socket(_)) && self.exists() => {
+                    tokio::time::sleep(TRY_PAUSE).await;
+                }
+                other => return other,
+            }
+        }
+        self.wake().await?;
+        self.way.call(method, path, body).await
     }
 }
 
@@ -116,8 +139,10 @@ impl Door for Local {
         if !self.exists() {
             return Ok(Vec::new());
         }
-        self.wake().await?;
-        Ok(self.way.get::<api::View>("/v1/observe").await?.resources)
+        match self.ask::<api::View>("GET", "/v1/observe", &()).await {
+            Err(_) if !self.exists() => Ok(Vec::new()),
+            view => Ok(view?.resources),
+        }
     }
 
     fn render(&self, action: &Action, _inputs: &Inputs) -> Result<Request> {
@@ -132,13 +157,17 @@ impl Door for Local {
         if request.verb == Verb::Delete && !self.exists() {
             return Ok(None);
         }
-        self.wake().await?;
         progress(match (request.verb, request.id.kind.as_str()) {
             (Verb::Create | Verb::Repair, MACHINE) => "starting, waiting for SSH",
             (Verb::Delete, _) => "removing",
             _ => "asking the local cloud",
         });
-        let done: api::Executed = self.way.post("/v1/execute", request).await?;
+        let done = self.ask::<api::Executed>("POST", "/v1/execute", request).await;
+        // The answer to the last deletion may be lost, but its effect shows.
+        if request.verb == Verb::Delete && !self.exists() && done.as_ref().is_err_and(|error| error.kind == Kind::Transient) {
+            return Ok(None);
+        }
+        let done = done?;
         if let Some(daemon) = done.closing {
             // Until then it is a leftover, too.
             let _ = tokio::time::timeout(Duration::from_secs(5), crate::sys::process::ended(daemon)).await;
@@ -179,7 +208,7 @@ impl Provider for Local {
     }
 
     async fn admit_key(&self, machine: &Observed, public_key: &str) -> Result<()> {
-        self.way.post("/v1/admit", &api::Admit { machine: machine.id.name.clone(), key: public_key.into() }).await
+        self.ask("POST", "/v1/admit", &api::Admit { machine: machine.id.name.clone(), key: public_key.into() }).await
     }
 
     async fn leftovers(&self) -> Vec<String> {
@@ -188,10 +217,7 @@ impl Provider for Local {
 
     async fn loop_credentials(&self) -> Result<Value> {
         match &self.way {
-            Way::Socket(_) => {
-                self.wake().await?;
-                self.way.get("/v1/credentials").await
-            }
+            Way::Socket(_) => self.ask("GET", "/v1/credentials", &()).await,
             Way::Network { credentials, .. } => serde_json::to_value(credentials).or_fail(Kind::Internal, || "could not write credentials"),
         }
     }
@@ -203,15 +229,16 @@ impl EpochStore for Local {
         if !self.exists() {
             return Ok(None);
         }
-        self.wake().await?;
-        self.way.get("/v1/epoch").await
+        match self.ask("GET", "/v1/epoch", &()).await {
+            Err(_) if !self.exists() => Ok(None),
+            epoch => epoch,
+        }
     }
 
     async fn swap(&self, expected: Option<&Epoch>, next: &Epoch) -> Result<bool> {
         if expected.is_some() && !self.exists() {
             return Ok(false);
         }
-        self.wake().await?;
-        self.way.post("/v1/epoch", &api::SwapEpoch { expected: expected.cloned(), next: next.clone() }).await
+        self.ask("POST", "/v1/epoch", &api::SwapEpoch { expected: expected.cloned(), next: next.clone() }).await
     }
 }

@@ -49,10 +49,15 @@ const READY_TIMEOUT: Duration = Duration::from_secs(30);
 pub fn main(uid: &str, name: &str) -> Result<()> {
     let outcome = run(uid, name);
     if let Err(error) = &outcome {
-        // The daemon reads one line.
-        println!("error {}", error.chain().replace('\n', " "));
+        tell(&format!("error {}", error.chain().replace('\n', " ")));
     }
     outcome
+}
+
+/// One line for the daemon; if that died meanwhile, the next one sees the machine by its lock.
+fn tell(line: &str) {
+    let mut out = io::stdout();
+    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
 }
 
 fn run(uid: &str, name: &str) -> Result<()> {
@@ -60,6 +65,9 @@ fn run(uid: &str, name: &str) -> Result<()> {
     let folder = layout.machine(name);
     let failed = || format!("could not start machine {name}");
     let _lock = take_lock(&layout, name)?;
+    for old in ["shim.json", "exit.json"] {
+        let _ = std::fs::remove_file(folder.join(old));
+    }
     let record =
         Record::load(&layout, &Id::new(MACHINE, name))?.ok_or_else(|| Error::internal(format!("machine {name} is not on record")))?;
     let spec: MachineSpec = record.spec()?;
@@ -71,7 +79,6 @@ fn run(uid: &str, name: &str) -> Result<()> {
     group.create().or_fail(Kind::Host, || "could not make control groups")?;
     group.limit(spec.cpu_millis, spec.memory_bytes).or_fail(Kind::Host, || "could not set the machine's limits")?;
     machine::write_files(&layout, &record, &spec)?;
-    let _ = std::fs::remove_file(folder.join("exit.json"));
 
     let (report, reporter) = pipe().or_fail(Kind::Host, failed)?;
     let (go_reader, go) = pipe().or_fail(Kind::Host, failed)?;
@@ -94,7 +101,7 @@ fn run(uid: &str, name: &str) -> Result<()> {
     }
     let running = serde_json::to_vec(&Running { shim: std::process::id() as i32, init }).or_fail(Kind::Internal, failed)?;
     files::write_atomic(&folder.join("shim.json"), &running, 0o600).or_fail(Kind::Host, failed)?;
-    println!("ready");
+    tell("ready");
     watch_daemon(layout.clone());
     let exit = wait_for_end(init);
     let _ = std::fs::remove_file(folder.join("shim.json"));

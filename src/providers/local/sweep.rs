@@ -2,6 +2,7 @@
 
 use super::layout::Layout;
 use crate::engine::Cluster;
+use crate::sys::process::Identity;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -43,6 +44,10 @@ pub fn processes(layout: &Layout) -> Vec<(i32, String)> {
     let group = format!("/{}/", layout.groups().display());
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else { continue };
+        // A zombie holds nothing but its number until its parent looks.
+        if Identity::of(pid).is_none() {
+            continue;
+        }
         let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
         let words: Vec<String> = command.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect();
         let ours = words.get(1).is_some_and(|word| word == "local")
