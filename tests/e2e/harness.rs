@@ -47,7 +47,8 @@ impl Story {
         let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("blueprints");
         std::fs::copy(examples.join("web.yaml"), self.path("web.yaml")).expect("web.yaml");
         let text = std::fs::read_to_string(examples.join("local.yaml")).expect("local.yaml");
-        let renamed = text.replace("name: shop}", &format!("name: {}}}", self.name)).replace("name: shop\n", &format!("name: {}\n", self.name));
+        let renamed =
+            text.replace("name: shop}", &format!("name: {}}}", self.name)).replace("name: shop\n", &format!("name: {}\n", self.name));
         assert!(renamed.contains(&self.name), "the example's name was not found");
         self.write("blueprint.yaml", &renamed)
     }
@@ -74,7 +75,13 @@ impl Story {
     }
 
     pub fn kubectl(&self, arguments: &[&str]) -> Output {
-        Command::new("kubectl").arg("--kubeconfig").arg(self.kubeconfig()).args(arguments).stdin(Stdio::null()).output().expect("kubectl starts")
+        Command::new("kubectl")
+            .arg("--kubeconfig")
+            .arg(self.kubeconfig())
+            .args(arguments)
+            .stdin(Stdio::null())
+            .output()
+            .expect("kubectl starts")
     }
 
     pub fn kubectl_ok(&self, arguments: &[&str]) -> String {
