@@ -1,7 +1,7 @@
 //! A node of its own for one test: network, mounts, containerd and kubelet that no other test and not the host can see.
 
 use super::api::Api;
-use kprov::orchestrator::client::Client;
+use kprov::orchestrator::client::https;
 use kprov::orchestrator::config::AgentConfig;
 use kprov::orchestrator::kubelet;
 use kprov::sys::oci;
@@ -11,11 +11,12 @@ use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 pub struct Node {
-    pub api: Arc<Api>,
+    pub api: Api,
     pub folder: PathBuf,
     containerd: Child,
     pub config: Arc<AgentConfig>,
@@ -35,7 +36,6 @@ pub fn alone<F: Future<Output = ()>>(story: impl FnOnce() -> F + Send + 'static)
         }
         mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SHARED, none).unwrap();
         assert!(Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap().success());
-        // SAFETY: the test process is its own reaper; nothing else waits for these children by chance.
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         runtime.block_on(story());
     });
@@ -46,7 +46,8 @@ pub fn alone<F: Future<Output = ()>>(story: impl FnOnce() -> F + Send + 'static)
 
 impl Node {
     pub async fn start() -> Node {
-        let folder = PathBuf::from(format!("/tmp/kubelet-e2e-{}", std::process::id()));
+        static NUMBER: AtomicUsize = AtomicUsize::new(0);
+        let folder = PathBuf::from(format!("/tmp/kubelet-e2e-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::SeqCst)));
         let _ = std::fs::remove_dir_all(&folder);
         std::fs::create_dir_all(&folder).unwrap();
         let socket = folder.join("containerd.sock");
@@ -80,14 +81,14 @@ impl Node {
         });
         let config: AgentConfig = serde_json::from_value(config).unwrap();
         let mut node =
-            Node { api: Arc::new(Api::new()), folder, containerd, config: Arc::new(config), cancel: CancellationToken::new(), task: None };
+            Node { api: Api::start().await, folder, containerd, config: Arc::new(config), cancel: CancellationToken::new(), task: None };
         node.start_agent();
         node
     }
 
     pub fn start_agent(&mut self) {
         self.cancel = CancellationToken::new();
-        let client = Client::new(self.api.clone());
+        let client = self.api.node_client();
         self.task = Some(tokio::spawn(kubelet::run(self.config.clone(), client, self.cancel.clone())));
     }
 
@@ -111,7 +112,7 @@ impl Node {
     }
 
     /// A pod whose containers have the host's programs.
-    pub fn pod(&self, name: &str, mut spec: Value) -> String {
+    pub async fn pod(&self, name: &str, mut spec: Value) -> String {
         let path = pod_path(name);
         let mounts = ["usr", "lib", "lib64", "bin"].map(|folder| (folder, format!("/{folder}")));
         spec["nodeName"] = "n1".into();
@@ -125,8 +126,8 @@ impl Node {
                 container["imagePullPolicy"] = container.get("imagePullPolicy").cloned().unwrap_or_else(|| "IfNotPresent".into());
             }
         }
-        let object = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"labels": {"app": name}, "generation": 1}, "spec": spec});
-        self.api.put(&path, object);
+        let object = json!({"metadata": {"name": name, "labels": {"app": name}}, "spec": spec});
+        self.api.put("/api/v1/namespaces/default/pods", object).await;
         path
     }
 
@@ -134,23 +135,20 @@ impl Node {
     pub async fn wait(&self, path: &str, what: &str, condition: impl Fn(&Value) -> bool) -> Value {
         let begun = Instant::now();
         loop {
-            let object = self.api.get(path).unwrap_or_default();
+            let object = self.api.get(path).await.unwrap_or_default();
             if condition(&object) {
                 println!("{:>6} ms until {path} {what}", begun.elapsed().as_millis());
                 return object;
             }
-            assert!(
-                begun.elapsed() < Duration::from_secs(60),
-                "{path} never {what}: {:#}\nevents: {:#?}",
-                object["status"],
-                self.events("")
-            );
+            if begun.elapsed() > Duration::from_secs(60) {
+                panic!("{path} never {what}: {:#}\nevents: {:#?}", object["status"], self.events("").await);
+            }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
 
-    pub fn events(&self, about: &str) -> Vec<String> {
-        let all = self.api.list("/api/v1/namespaces/default/events/");
+    pub async fn events(&self, about: &str) -> Vec<String> {
+        let all = self.api.list("/api/v1/namespaces/default/events").await;
         let about = |event: &&Value| about.is_empty() || event["involvedObject"]["name"] == about;
         all.iter()
             .filter(about)
@@ -158,8 +156,59 @@ impl Node {
             .collect()
     }
 
-    pub async fn stop(mut self) {
-        self.stop_agent().await;
+    /// A node whose network is there.
+    pub async fn ready() -> Node {
+        let node = Node::start().await;
+        node.write_network();
+        node.wait("/api/v1/nodes/n1", "ready", |node| condition(node, "Ready") == "True").await;
+        node
+    }
+
+    /// Asks the kubelet's server with one of the certificates made for this test.
+    pub async fn ask(&self, who: &str, path: &str) -> (u16, String) {
+        let read = |name: String| std::fs::read_to_string(self.folder.join("pki").join(name)).unwrap();
+        let (certificate, key) = (read(format!("{who}.crt")), read(format!("{who}.key")));
+        let client = https::connect("https://127.0.0.1:10250", &read("ca.crt".into()), &certificate, &key).unwrap();
+        let request = http::Request::get(path).body(bytes::Bytes::new()).unwrap();
+        let response = client.raw(request).await.unwrap();
+        let status = response.status().as_u16();
+        let body = http_body_util::BodyExt::collect(response.into_body()).await.unwrap().to_bytes();
+        (status, String::from_utf8_lossy(&body).into_owned())
+    }
+
+    pub async fn log(&self, pod: &str, container: &str, query: &str) -> String {
+        let (status, text) = self.ask("caller", &format!("/containerLogs/default/{pod}/{container}?{query}")).await;
+        assert_eq!(status, 200, "{text}");
+        text
+    }
+
+    pub async fn log_until(&self, pod: &str, container: &str, word: &str) -> String {
+        let begun = Instant::now();
+        loop {
+            let text = self.log(pod, container, "").await;
+            if text.contains(word) {
+                return text;
+            }
+            assert!(begun.elapsed() < Duration::from_secs(30), "{word} is not in the log: {text}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    pub async fn wait_until(&self, what: &str, mut condition: impl FnMut() -> bool) {
+        let begun = Instant::now();
+        while !condition() {
+            assert!(begun.elapsed() < Duration::from_secs(30), "not within 30 s: {what}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    pub fn ctr(&self, arguments: &[&str]) -> String {
+        let output = Command::new("ctr")
+            .args(["-a", self.config.containerd_socket.to_str().unwrap(), "-n", "k8s.io"])
+            .args(arguments)
+            .output()
+            .unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned()
     }
 }
 
@@ -181,6 +230,12 @@ impl Drop for Node {
 fn sweep(folder: &Path) -> String {
     let ctr = format!("ctr -a {}/containerd.sock -n k8s.io", folder.display());
     format!("for t in $({ctr} tasks ls -q); do {ctr} tasks kill -s KILL $t; {ctr} tasks rm -f $t; done >/dev/null 2>&1; sleep 0.3")
+}
+
+pub fn condition(object: &Value, kind: &str) -> String {
+    let list = object["status"]["conditions"].as_array().cloned().unwrap_or_default();
+    let found = list.iter().find(|condition| condition["type"] == kind);
+    found.and_then(|condition| condition["status"].as_str()).unwrap_or_default().to_owned()
 }
 
 pub fn pod_path(name: &str) -> String {

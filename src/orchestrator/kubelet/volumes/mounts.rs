@@ -80,7 +80,7 @@ fn is_bound(target: &Path) -> io::Result<bool> {
 
 /// Mount points at and below `folder`, deepest last.
 fn below(folder: &Path) -> io::Result<Vec<PathBuf>> {
-    let text = fs::read_to_string("/proc/self/mountinfo")?;
+    let text = fs::read_to_string("/proc/thread-self/mountinfo")?;
     let mut found: Vec<PathBuf> =
         text.lines().filter_map(|line| line.split(' ').nth(4)).map(unescape).filter(|path| path.starts_with(folder)).collect();
     found.sort();
