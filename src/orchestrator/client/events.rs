@@ -144,9 +144,12 @@ impl Writer {
         let body = self.body(namespace, name, entry, count, now);
         match self.client.create::<Event>(namespace, &body).await {
             Err(failure) if failure.is_already_exists() => {
-                let held: Option<Event> = self.client.get(namespace, name).await?;
-                let count = held.and_then(|event| event.count).unwrap_or(0) + 1;
-                let patch = json!({"count": count, "lastTimestamp": now});
+                let held = self.client.get::<Event>(namespace, name).await;
+                let mut patch = json!({"lastTimestamp": now});
+                // A node may write events but not read them: then only the time is renewed.
+                if let Ok(Some(held)) = held {
+                    patch["count"] = json!(held.count.unwrap_or(0) + 1);
+                }
                 self.client.patch::<Event>(namespace, name, "", Patch::Merge, &patch).await.map(drop)
             }
             other => other.map(drop),

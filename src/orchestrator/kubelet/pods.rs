@@ -18,6 +18,10 @@ use tokio_util::sync::CancellationToken;
 /// The safety net under the event streams, and how often log sizes are looked at (upstream's figure for both is 1 s and 10 s).
 const RELIST: Duration = Duration::from_secs(10);
 
+/// How long the API may take to say which pods are here; after that the checkpoints of an earlier run do. The API comes first because it
+/// also knows which containers were ready: a restart of the agent is not to be seen from outside.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 pub struct Pods {
     context: Arc<Context>,
     informer: Informer<Pod>,
@@ -39,12 +43,14 @@ impl Pods {
         mut objects: UnboundedReceiver<String>,
         cancel: CancellationToken,
     ) {
-        self.load_checkpoints();
         let mut changes = self.informer.changes();
         let informer = self.informer.clone();
         let synced = informer.synced();
         tokio::pin!(synced);
         let mut is_synced = false;
+        let patience = tokio::time::sleep(PATIENCE);
+        tokio::pin!(patience);
+        let mut may_load = true;
         let mut relist = tokio::time::interval(RELIST);
         relist.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -52,8 +58,12 @@ impl Pods {
                 _ = cancel.cancelled() => return,
                 Some(change) = changes.recv() => self.change(change),
                 () = &mut synced, if !is_synced => {
-                    is_synced = true;
+                    (is_synced, may_load) = (true, false);
                     self.sweep().await;
+                }
+                () = &mut patience, if may_load => {
+                    may_load = false;
+                    self.load_checkpoints();
                 }
                 Some(happening) = happenings.recv() => self.happening(happening),
                 Some(user) = objects.recv() => self.send(&user, Signal::Objects),

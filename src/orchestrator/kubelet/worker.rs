@@ -33,7 +33,11 @@ pub enum Signal {
     Objects,
     Volumes(Result<Prepared, String>),
     Image(String, Result<Image, Failure>),
-    Stopped(String),
+    /// A stop that was asked for came to its end; when it failed, it is asked for again.
+    Stopped {
+        id: String,
+        failed: bool,
+    },
     Hook {
         id: String,
         container: String,
@@ -46,6 +50,9 @@ const FIRST_PAUSE: Nanos = SECOND;
 const LONGEST_PAUSE: Nanos = 120 * SECOND;
 /// How long the runtime may lag behind its own exit event.
 const LAG: Duration = Duration::from_secs(2);
+
+/// A process whose preStop hook used up the grace still gets this much after its stop signal (upstream's figure).
+const AFTER_HOOK: Duration = Duration::from_secs(2);
 
 pub fn now() -> Nanos {
     crate::orchestrator::client::time::now().as_nanosecond() as Nanos
@@ -475,7 +482,8 @@ impl Worker {
                 self.memory.images.insert(container, Step::Done);
             }
             Signal::Image(container, Err(failure)) => drop(self.memory.images.insert(container, Step::Failed(failure))),
-            Signal::Stopped(id) => drop(self.exited.insert(id)),
+            Signal::Stopped { id, failed: true } => drop(self.memory.stopping.remove(&id)),
+            Signal::Stopped { id, failed: false } => drop(self.exited.insert(id)),
             Signal::Hook { id, container, failure } => {
                 self.memory.hooks.remove(&id);
                 if let Some(message) = failure {
@@ -802,22 +810,23 @@ impl Worker {
             let id = id.clone();
             async move {
                 let left = || Duration::from_nanos((until - now()).max(0) as u64);
-                if let Some(hook) = hook
-                    && let Err(message) = run_hook(&context, &pod, &spec, &target, &hook, left()).await
-                {
-                    context.recorder.warning(
-                        Subject::of(&*pod).field(format!("spec.containers{{{}}}", spec.name)),
-                        "FailedPreStopHook",
-                        message,
-                    );
+                let mut least = Duration::ZERO;
+                // A forced end (no grace at all) has no time for a hook.
+                if let Some(hook) = hook.filter(|_| !left().is_zero()) {
+                    if let Err(message) = run_hook(&context, &pod, &spec, &target, &hook, left()).await {
+                        let subject = Subject::of(&*pod).field(format!("spec.containers{{{}}}", spec.name));
+                        context.recorder.warning(subject, "FailedPreStopHook", message);
+                    }
+                    least = AFTER_HOOK;
                 }
-                // Upstream leaves two seconds after a hook that used up the grace; kubectl's forced deletion asks for none.
-                let grace = left().as_secs_f64().ceil() as i64;
-                if let Err(refusal) = context.runtime.stop_container(&id, grace).await {
+                let grace = left().max(least).as_secs_f64().ceil() as i64;
+                let stopped = context.runtime.stop_container(&id, grace).await;
+                let failed = stopped.is_err();
+                if let Err(refusal) = stopped {
                     tracing::warn!(pod = name(&pod), container = spec.name, %refusal, "could not stop a container; trying again");
                     tokio::time::sleep(Duration::from_secs(1)).await;
                 }
-                own.send(Signal::Stopped(id)).ok();
+                own.send(Signal::Stopped { id, failed }).ok();
             }
         });
         if let Some(before) = self.tasks.insert(format!("{id} stop"), task.abort_handle()) {
@@ -846,10 +855,15 @@ impl Worker {
     }
 
     async fn finish(mut self) {
-        if let Some(publisher) = self.publisher.take()
-            && !self.removed
-        {
-            publisher.finish().await;
+        let Some(publisher) = self.publisher.take().filter(|_| !self.removed) else { return };
+        let told = publisher.finish();
+        tokio::pin!(told);
+        loop {
+            tokio::select! {
+                () = &mut told => return,
+                // Somebody else made the API forget it meanwhile.
+                signal = self.mailbox.recv() => if matches!(signal, Some(Signal::Removed) | None) { return },
+            }
         }
     }
 }

@@ -20,17 +20,21 @@ pub enum Happening {
 
 /// Reads the stream until cancelled; reconnects when containerd restarts.
 pub async fn follow(runtime: Runtime, out: mpsc::UnboundedSender<Happening>, cancel: CancellationToken) {
-    let mut pause = Duration::from_millis(100);
+    const SHORTEST: Duration = Duration::from_millis(50);
+    let mut pause = SHORTEST;
     while !cancel.is_cancelled() {
-        if let Some(Err(refusal)) = cancel.run_until_cancelled(read(&runtime, &out)).await {
-            tracing::warn!(%refusal, "could not follow the container runtime's events");
+        match cancel.run_until_cancelled(read(&runtime, &out)).await {
+            Some(Ok(())) => pause = SHORTEST,
+            Some(Err(refusal)) => tracing::warn!(%refusal, "could not follow the container runtime's events"),
+            None => return,
         }
-        // At most one attempt every 2 s: containerd is being restarted by its supervisor.
+        // At most one attempt every 2 s while containerd is away; its supervisor is at it.
         cancel.run_until_cancelled(tokio::time::sleep(pause)).await;
         pause = (pause * 2).min(Duration::from_secs(2));
     }
 }
 
+/// An error means that the stream could not be opened; one that ends later is no error.
 async fn read(runtime: &Runtime, out: &mpsc::UnboundedSender<Happening>) -> Result<(), super::Refusal> {
     let mut grpc = tonic::client::Grpc::new(runtime.channel.clone());
     grpc.ready().await.map_err(|error| super::Refusal { code: tonic::Code::Unavailable, message: super::describe(&error) })?;
@@ -40,7 +44,7 @@ async fn read(runtime: &Runtime, out: &mpsc::UnboundedSender<Happening>) -> Resu
     let codec = tonic_prost::ProstCodec::<SubscribeRequest, Envelope>::default();
     let mut stream = grpc.server_streaming(tonic::Request::new(SubscribeRequest { filters }), path, codec).await?.into_inner();
     let _ = out.send(Happening::Reconnected);
-    while let Some(envelope) = stream.message().await? {
+    while let Ok(Some(envelope)) = stream.message().await {
         if let Some(happening) = understand(&envelope)
             && out.send(happening).is_err()
         {
