@@ -63,11 +63,14 @@ struct Entry<K> {
     cancel: CancellationToken,
 }
 
+/// By namespace and name.
+type Entries<K> = HashMap<(String, String), Entry<K>>;
+
 struct Cache<K> {
     client: Client,
     wake: mpsc::UnboundedSender<String>,
     cancel: CancellationToken,
-    entries: Arc<Mutex<HashMap<(String, String), Entry<K>>>>,
+    entries: Arc<Mutex<Entries<K>>>,
 }
 
 impl<K> Clone for Cache<K> {

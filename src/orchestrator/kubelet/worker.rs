@@ -333,8 +333,8 @@ impl Worker {
             }
             let Some(spec) = find_container(&self.pod, &container.name).cloned() else { continue };
             let known = before.container_statuses.iter().chain(&before.init_container_statuses).flatten();
-            let known = known.filter(|status| status.container_id.as_deref() == Some(&format!("containerd://{}", container.id)));
-            let known = known.last().filter(|_| first);
+            let mut known = known.filter(|status| status.container_id.as_deref() == Some(&format!("containerd://{}", container.id)));
+            let known = known.next_back().filter(|_| first);
             if spec.startup_probe.is_none() || known.is_some_and(|status| status.started == Some(true)) {
                 self.memory.started.insert(container.id.clone());
                 if spec.readiness_probe.is_none() || known.is_some_and(|status| status.ready) {

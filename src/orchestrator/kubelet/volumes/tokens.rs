@@ -19,10 +19,13 @@ struct Token {
     expires_at: Timestamp,
 }
 
+/// The pod's uid, the audience, the life in seconds.
+type Wanted = (String, String, i64);
+
 #[derive(Clone)]
 pub struct Tokens {
     client: Client,
-    held: Arc<Mutex<HashMap<(String, String, i64), Token>>>,
+    held: Arc<Mutex<HashMap<Wanted, Token>>>,
 }
 
 impl Tokens {
