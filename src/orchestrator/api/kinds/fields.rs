@@ -12,6 +12,7 @@ use std::fmt;
 
 /// More problems than these help nobody, and a hostile body must not make the answer grow without end.
 const MAX_REPORTED: usize = 100;
+const MAX_NAME_BYTES: usize = 256;
 
 /// Paths of fields that the kind's schema does not know: `spec.replcias`. Empty for kinds without a schema.
 /// `fieldValidation=Warn` sends `Warning: 299 - "unknown field \"spec.replcias\""` each; `Strict` answers 400 with `strict_message`.
@@ -19,36 +20,63 @@ pub fn unknown_fields(row: &KindRow, object: &Value) -> Vec<String> {
     let schemas = Schemas::builtin();
     let mut found = Vec::new();
     if let Some(of) = schemas.of(row) {
-        unknown_in(schemas, &Shape::Object(of.id), object, "", &mut found);
+        unknown_in(schemas, &Shape::Object(of.id), object, &Path::Root, &mut found);
     }
-    found.truncate(MAX_REPORTED);
     found
 }
 
-fn unknown_in(schemas: &Schemas, shape: &Shape, value: &Value, path: &str, found: &mut Vec<String>) {
+fn unknown_in(schemas: &Schemas, shape: &Shape, value: &Value, path: &Path, found: &mut Vec<String>) {
+    if found.len() == MAX_REPORTED {
+        return;
+    }
     match (shape, value) {
         (Shape::Object(id), Value::Object(object)) => {
             let of = schemas.get(*id);
             for (name, value) in object {
-                let path = join(path, name);
+                let path = Path::Field(path, name);
                 match of.field(name) {
                     Some(field) => unknown_in(schemas, &field.shape, value, &path, found),
-                    None => found.push(path),
+                    None if found.len() < MAX_REPORTED => found.push(path.to_string()),
+                    None => return,
                 }
             }
         }
         (Shape::List(inner), Value::Array(list)) => {
             for (at, value) in list.iter().enumerate() {
-                unknown_in(schemas, inner, value, &format!("{path}[{at}]"), found);
+                unknown_in(schemas, inner, value, &Path::Item(path, at), found);
             }
         }
         (Shape::Map(inner), Value::Object(map)) => {
             for (name, value) in map {
-                unknown_in(schemas, inner, value, &join(path, name), found);
+                unknown_in(schemas, inner, value, &Path::Field(path, name), found);
             }
         }
         _ => {}
     }
+}
+
+/// Where a walk is. Written out only for what is reported: a body may hold one enormous name above very many fields.
+enum Path<'a> {
+    Root,
+    Field(&'a Path<'a>, &'a str),
+    Item(&'a Path<'a>, usize),
+}
+
+impl fmt::Display for Path<'_> {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Path::Root => Ok(()),
+            Path::Field(Path::Root, name) => out.write_str(shortened(name)),
+            Path::Field(parent, name) => write!(out, "{parent}.{}", shortened(name)),
+            Path::Item(parent, at) => write!(out, "{parent}[{at}]"),
+        }
+    }
+}
+
+/// Names longer than any real one are cut.
+fn shortened(name: &str) -> &str {
+    let end = (0..=MAX_NAME_BYTES.min(name.len())).rev().find(|end| name.is_char_boundary(*end));
+    &name[..end.unwrap_or_default()]
 }
 
 fn join(path: &str, name: &str) -> String {
@@ -59,12 +87,12 @@ fn join(path: &str, name: &str) -> String {
 pub fn duplicate_fields(json: &[u8]) -> Vec<String> {
     let mut found = Vec::new();
     // A syntax error is the parser's to report; what was seen before it does not matter then.
-    let _ = Walk { path: String::new(), found: &mut found }.deserialize(&mut serde_json::Deserializer::from_slice(json));
+    let _ = Walk { path: &Path::Root, found: &mut found }.deserialize(&mut serde_json::Deserializer::from_slice(json));
     found
 }
 
 struct Walk<'a> {
-    path: String,
+    path: &'a Path<'a>,
     found: &'a mut Vec<String>,
 }
 
@@ -83,20 +111,21 @@ impl<'de> Visitor<'de> for Walk<'_> {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         let mut seen = HashSet::new();
         while let Some(name) = map.next_key::<String>()? {
-            let path = join(&self.path, &name);
-            if !seen.insert(name) {
+            let path = Path::Field(self.path, &name);
+            if seen.contains(&name) {
                 if self.found.len() == MAX_REPORTED {
                     return Err(A::Error::custom("enough"));
                 }
-                self.found.push(path.clone());
+                self.found.push(path.to_string());
             }
-            map.next_value_seed(Walk { path, found: self.found })?;
+            map.next_value_seed(Walk { path: &path, found: self.found })?;
+            seen.insert(name);
         }
         Ok(())
     }
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
         let mut at = 0;
-        while list.next_element_seed(Walk { path: format!("{}[{at}]", self.path), found: self.found })?.is_some() {
+        while list.next_element_seed(Walk { path: &Path::Item(self.path, at), found: self.found })?.is_some() {
             at += 1;
         }
         Ok(())
@@ -182,6 +211,7 @@ fn misfit(schemas: &Schemas, shape: &Shape, value: &Value, place: &Place) -> Opt
             format!("illegal base64 data at input byte {at}")
         }),
         (Shape::Time, Value::String(text)) => text.parse::<jiff::Timestamp>().err().map(|_| {
+            let text = shortened(text);
             format!("parsing time \"\\\"{text}\\\"\" as \"\\\"2006-01-02T15:04:05Z07:00\\\"\": cannot parse \"{text}\" as a time")
         }),
         (shape, value) => Some(mismatch(schemas, shape, json_type(value), place)),
@@ -259,6 +289,17 @@ mod tests {
         assert_eq!(duplicate_fields(b"nonsense"), Vec::<String>::new());
         let many = format!("{{{}}}", vec!["\"a\":1"; 1000].join(","));
         assert_eq!(duplicate_fields(many.as_bytes()).len(), MAX_REPORTED);
+    }
+
+    #[test]
+    fn one_enormous_name_above_many_fields_costs_no_more_than_its_size() {
+        let name = "x".repeat(1 << 20);
+        let fields: Vec<_> = (0..100_000).map(|at| format!("\"{at}\":1")).collect();
+        let text = format!("{{\"{name}\":{{{},\"0\":2}}}}", fields.join(","));
+        let found = duplicate_fields(text.as_bytes());
+        assert_eq!(found, [format!("{}.0", "x".repeat(MAX_NAME_BYTES))]);
+        let value = json!({"spec": {name.as_str(): 1}});
+        assert!(unknown_fields(row("", "Pod"), &value)[0].len() < 1000);
     }
 
     fn check(group: &str, kind: &str, object: Value, why: &str) {

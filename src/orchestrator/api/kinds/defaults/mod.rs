@@ -17,7 +17,10 @@ pub fn defaults(row: &KindRow, object: &mut Value) {
     }
 }
 
-const RULES: &[(&str, &str, fn(&mut Object))] = &[
+type Rule = fn(&mut Object);
+
+/// By group and kind.
+const RULES: &[(&str, &str, Rule)] = &[
     ("", "Pod", pod::pod),
     ("", "Service", service::service),
     ("", "Secret", secret),

@@ -6,6 +6,7 @@ use crate::orchestrator::api::kinds::json::Object;
 use crate::orchestrator::api::kinds::merge_keys::MergeRule;
 use crate::orchestrator::api::kinds::schema::{Schemas, Shape, Type};
 use serde_json::{Map, Value};
+use std::collections::{HashMap, HashSet};
 
 const DIRECTIVE: &str = "$patch";
 const RETAIN: &str = "$retainKeys";
@@ -90,7 +91,8 @@ fn merge_map(place: Place, mut current: Object, mut patch: Object) -> Merged<Obj
 fn retain_keys(current: &mut Object, patch: &mut Object) -> Merged<()> {
     let Some(retained) = patch.remove(RETAIN) else { return Ok(()) };
     let retained = retained.as_array().ok_or("invalid patch format of retainKeys")?;
-    let kept = |name: &str| retained.iter().any(|retained| retained == name);
+    let retained: HashSet<&str> = retained.iter().filter_map(Value::as_str).collect();
+    let kept = |name: &str| retained.contains(name);
     let unnamed =
         |(name, value): (&String, &Value)| !value.is_null() && !name.starts_with(DELETE) && !name.starts_with(ORDER) && !kept(name);
     if patch.iter().any(unnamed) {
@@ -183,11 +185,12 @@ fn merge_list(place: Place, rule: Option<&MergeRule>, before: Vec<Value>, change
 fn merge_plain(before: Vec<Value>, change: Vec<Value>) -> Merged<Vec<Value>> {
     let (original, patch) = (before.clone(), change.clone());
     let mut merged: Vec<Value> = Vec::with_capacity(before.len() + change.len());
+    let mut seen = HashSet::new();
     for value in before.into_iter().chain(change) {
         if value.is_array() {
             return Err("lists of lists are not supported".into());
         }
-        if !merged.contains(&value) {
+        if seen.insert(value.to_string()) {
             merged.push(value);
         }
     }
@@ -197,12 +200,11 @@ fn merge_plain(before: Vec<Value>, change: Vec<Value>) -> Merged<Vec<Value>> {
 fn merge_elements(place: Place, key: &str, mut before: Vec<Value>, change: Vec<Value>) -> Merged<Vec<Value>> {
     let (special, plain): (Vec<_>, Vec<_>) =
         change.into_iter().partition(|element| element.get(DIRECTIVE).is_some_and(|directive| directive != "merge"));
-    let mut replaced = false;
-    for element in special {
+    let (mut replaced, mut gone) = (false, HashSet::new());
+    for element in &special {
         match element[DIRECTIVE].as_str() {
             Some("delete") => {
-                let gone = identity(&element, key)?;
-                before.retain(|element| element.get(key) != Some(gone));
+                gone.insert(identity(element, key)?.to_string());
             }
             Some("replace") => replaced = true,
             _ => return Err(format!("unknown patch type: {} in map: {element}", element[DIRECTIVE])),
@@ -211,48 +213,74 @@ fn merge_elements(place: Place, key: &str, mut before: Vec<Value>, change: Vec<V
     if replaced {
         return Ok(plain.into_iter().filter_map(cleaned).collect());
     }
+    if !gone.is_empty() {
+        before.retain(|element| element.get(key).is_none_or(|identity| !gone.contains(&identity.to_string())));
+    }
+    let mut places = places(&before, key);
     for element in plain {
-        let wanted = identity(&element, key)?;
-        let found = before.iter_mut().find(|element| element.get(key) == Some(wanted));
-        match (found, element) {
+        let wanted = identity(&element, key)?.to_string();
+        match (places.get(&wanted).map(|at| &mut before[*at]), element) {
             (Some(found), Value::Object(change)) => {
                 let Value::Object(current) = found.take() else { return Err("a list of objects holds something else".into()) };
                 *found = Value::Object(merge_map(place, current, change)?);
             }
-            (_, element) => before.extend(cleaned(element)),
+            (_, element) => {
+                if let Some(element) = cleaned(element) {
+                    places.insert(wanted, before.len());
+                    before.push(element);
+                }
+            }
         }
     }
     Ok(before)
 }
 
+/// Where each element stands, by what identifies it: lists may be long, and looking through them again and again would be quadratic.
+/// Of elements that share their identity the first counts.
+fn places(list: &[Value], key: &str) -> HashMap<String, usize> {
+    let mut places = HashMap::with_capacity(list.len());
+    for (at, element) in list.iter().enumerate() {
+        if let Some(identity) = identity_of(element, key) {
+            places.entry(identity.to_string()).or_insert(at);
+        }
+    }
+    places
+}
+
 fn delete_from_list(current: &mut Object, name: &str, gone: &Value) -> Merged<()> {
     let gone = gone.as_array().ok_or("invalid patch format of primitive list")?;
     if let Some(Value::Array(list)) = current.get_mut(name) {
-        list.retain(|value| !gone.contains(value));
+        let gone = places(gone, "");
+        list.retain(|value| !gone.contains_key(&value.to_string()));
     }
     Ok(())
 }
 
 /// Elements that `order` names come in that order; the others keep the places they had relative to them, as well as that is possible.
 fn sort(merged: Vec<Value>, order: &[Value], before: &[Value], key: &str) -> Merged<Vec<Value>> {
-    for element in &merged {
-        identity(element, key)?;
+    let (in_order, in_before) = (places(order, key), places(before, key));
+    let (mut named, mut others) = (Vec::new(), Vec::new());
+    for element in merged {
+        let identity = identity(&element, key)?.to_string();
+        let was = in_before.get(&identity).copied();
+        match in_order.get(&identity) {
+            Some(at) => named.push((*at, was, element)),
+            None => others.push((was, element)),
+        }
     }
-    let position = |list: &[Value], element: &Value| list.iter().position(|other| identity_of(other, key) == identity_of(element, key));
-    let (mut named, mut others): (Vec<_>, Vec<_>) = merged.into_iter().partition(|element| position(order, element).is_some());
-    named.sort_by_key(|element| position(order, element));
-    others.sort_by_key(|element| position(before, element));
+    named.sort_by_key(|(at, _, _)| *at);
+    others.sort_by_key(|(was, _)| *was);
     let mut sorted = Vec::with_capacity(named.len() + others.len());
-    let (mut named, mut others) = (named.into_iter().peekable(), others.into_iter().peekable());
-    while let (Some(next_named), Some(next_other)) = (named.peek(), others.peek()) {
-        let other_first = match (position(before, next_other), position(before, next_named)) {
-            (Some(other), Some(named)) => other < named,
-            _ => false,
-        };
-        sorted.extend(if other_first { others.next() } else { named.next() });
+    let mut others = others.into_iter().peekable();
+    for (_, was, element) in named {
+        while let (Some(was), Some((Some(other), _))) = (was, others.peek())
+            && *other < was
+        {
+            sorted.extend(others.next().map(|(_, element)| element));
+        }
+        sorted.push(element);
     }
-    sorted.extend(named);
-    sorted.extend(others);
+    sorted.extend(others.map(|(_, element)| element));
     Ok(sorted)
 }
 
@@ -390,6 +418,14 @@ mod tests {
             json!({"mine": {"b": 2, "list": [2]}}),
             json!({"mine": {"a": 1, "b": 2, "list": [2]}}),
         );
+    }
+
+    #[test]
+    fn long_lists_merge_in_linear_time() {
+        let variables = |from: usize| (from..from + 30_000).map(|at| json!({"name": format!("V{at}"), "value": "x"})).collect::<Vec<_>>();
+        let container = |from: usize| json!({"spec": {"containers": [{"name": "a", "env": variables(from)}]}});
+        let merged = apply("io.k8s.api.core.v1.Pod", container(0), container(15_000)).expect("merges");
+        assert_eq!(merged["spec"]["containers"][0]["env"].as_array().map(Vec::len), Some(45_000));
     }
 
     #[test]

@@ -3,9 +3,10 @@
 use crate::orchestrator::api::kinds::Cause;
 use crate::orchestrator::api::kinds::json::{list, map, text};
 use serde_json::Value;
+use std::collections::HashSet;
 
 /// More problems than these help nobody.
-const MAX_PROBLEMS: usize = 200;
+const MAX_PROBLEMS: usize = 100;
 
 pub const NOT_NEGATIVE: &str = "must be greater than or equal to 0";
 pub const IMMUTABLE: &str = "field is immutable";
@@ -15,12 +16,13 @@ pub const IMMUTABLE: &str = "field is immutable";
 pub struct Problems(Vec<Cause>);
 
 impl Problems {
-    pub fn into_causes(mut self) -> Vec<Cause> {
-        self.0.truncate(MAX_PROBLEMS);
+    pub fn into_causes(self) -> Vec<Cause> {
         self.0
     }
     pub fn add(&mut self, cause: Cause) {
-        self.0.push(cause);
+        if self.0.len() < MAX_PROBLEMS {
+            self.0.push(cause);
+        }
     }
     pub fn required(&mut self, field: impl Into<String>, detail: &str) {
         self.add(Cause::required(field, detail));
@@ -133,6 +135,11 @@ impl Problems {
         }
         given
     }
+}
+
+/// The elements of a list, for looking many up.
+pub fn set_of(list: &[Value]) -> HashSet<String> {
+    list.iter().map(Value::to_string).collect()
 }
 
 /// The sum of the sizes of a map's keys and values.

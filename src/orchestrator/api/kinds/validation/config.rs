@@ -7,6 +7,7 @@ use crate::orchestrator::api::kinds::json::{integer, list, map, text, truth};
 use crate::orchestrator::api::status::Cause;
 use serde::Deserialize;
 use serde_json::Value;
+use std::collections::HashSet;
 
 /// As upstream: what one object may hold.
 const MAX_DATA_BYTES: usize = 1 << 20;
@@ -48,7 +49,8 @@ pub fn config_map(case: &Case, problems: &mut Problems) {
 
 pub fn secret(case: &Case, problems: &mut Problems) {
     keys(case.new, "data", problems);
-    if bytes_of(case.new, "data") > MAX_DATA_BYTES {
+    // Values are in base64 here, and counted as what they stand for.
+    if bytes_of(case.new, "data") / 4 * 3 > MAX_DATA_BYTES {
         problems.add(Cause::too_long("data", MAX_DATA_BYTES));
     }
     let needed: &[&str] = match text(case.new, "/type") {
@@ -84,6 +86,7 @@ pub fn lease(case: &Case, problems: &mut Problems) {
 
 pub fn node(case: &Case, problems: &mut Problems) {
     let spec = &case.new["spec"];
+    let mut seen = HashSet::new();
     for (at, taint) in list(spec, "/taints").iter().enumerate() {
         let path = format!("spec.taints[{at}]");
         if let Err(detail) = names::qualified_name(text(taint, "/key")) {
@@ -97,8 +100,7 @@ pub fn node(case: &Case, problems: &mut Problems) {
         } else {
             problems.one_of(taint, "effect", &path, &["NoSchedule", "PreferNoSchedule", "NoExecute"]);
         }
-        let same = |other: &Value| text(other, "/key") == text(taint, "/key") && text(other, "/effect") == text(taint, "/effect");
-        if list(spec, "/taints")[..at].iter().any(same) {
+        if !seen.insert((text(taint, "/key"), text(taint, "/effect"))) {
             let mut cause = Cause::duplicate(path, taint);
             cause.message.push_str(": taints must be unique by key and effect pair");
             problems.add(cause);

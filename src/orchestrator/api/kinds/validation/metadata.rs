@@ -1,6 +1,6 @@
 //! Metadata of every kind.
 
-use super::common::{IMMUTABLE, Problems, bytes_of};
+use super::common::{IMMUTABLE, Problems, bytes_of, set_of};
 use super::{Case, names};
 use crate::orchestrator::api::kinds::KindRow;
 use crate::orchestrator::api::kinds::json::{list, text, truth};
@@ -78,7 +78,15 @@ fn namespace(row: &KindRow, metadata: &Value, problems: &mut Problems) {
 }
 
 fn owners(metadata: &Value, problems: &mut Problems) {
-    let mut controller = None;
+    let controllers: Vec<_> = list(metadata, "/ownerReferences").iter().filter(|owner| truth(owner, "/controller")).collect();
+    if let [first, second, ..] = controllers.as_slice() {
+        let detail = format!(
+            "Only one reference can have Controller set to true. Found \"true\" in references for {} and {}",
+            text(first, "/name"),
+            text(second, "/name")
+        );
+        problems.invalid("metadata.ownerReferences", &metadata["ownerReferences"], &detail);
+    }
     for (at, owner) in list(metadata, "/ownerReferences").iter().enumerate() {
         let path = format!("metadata.ownerReferences[{at}]");
         let version = text(owner, "/apiVersion").rsplit('/').next().unwrap_or_default();
@@ -91,15 +99,6 @@ fn owners(metadata: &Value, problems: &mut Problems) {
             if value.is_empty() {
                 problems.invalid(format!("{path}.{name}"), &owner.get(name).cloned().unwrap_or_else(|| "".into()), detail);
             }
-        }
-        if truth(owner, "/controller")
-            && let Some(first) = controller.replace(text(owner, "/name"))
-        {
-            let detail = format!(
-                "Only one reference can have Controller set to true. Found \"true\" in references for {first} and {}",
-                text(owner, "/name")
-            );
-            problems.invalid("metadata.ownerReferences", &metadata["ownerReferences"], &detail);
         }
     }
 }
@@ -114,9 +113,9 @@ fn update(metadata: &Value, old: &Value, problems: &mut Problems) {
     if old.get("deletionTimestamp").is_none() {
         return;
     }
-    let before = list(old, "/finalizers");
+    let before = set_of(list(old, "/finalizers"));
     let added: Vec<_> =
-        list(metadata, "/finalizers").iter().filter(|finalizer| !before.contains(finalizer)).map(Value::to_string).collect();
+        list(metadata, "/finalizers").iter().map(Value::to_string).filter(|finalizer| !before.contains(finalizer)).collect();
     if !added.is_empty() {
         let detail =
             format!("no new finalizers can be added if the object is being deleted, found new finalizers []string{{{}}}", added.join(", "));

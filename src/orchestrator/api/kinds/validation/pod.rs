@@ -1,6 +1,6 @@
 //! Pods and pod templates.
 
-use super::common::Problems;
+use super::common::{Problems, set_of};
 use super::container::{Around, containers, no_way_up};
 use super::{Case, names};
 use crate::orchestrator::api::kinds::json::{Object, list, text};
@@ -245,8 +245,7 @@ fn update(new: &Value, old: &Value, problems: &mut Problems) {
             return problems.forbidden(format!("spec.{name}"), "pod updates may not add or remove containers");
         }
     }
-    let (before, after) = (list(old, "/tolerations"), list(new, "/tolerations"));
-    if !before.iter().all(|toleration| after.contains(toleration)) {
+    if !set_of(list(old, "/tolerations")).is_subset(&set_of(list(new, "/tolerations"))) {
         return problems.forbidden("spec.tolerations", "existing toleration can not be modified except its tolerationSeconds");
     }
     if let (Some(old), new) =
