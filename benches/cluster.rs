@@ -126,12 +126,7 @@ fn resident(_binary: &Path, role: &str) -> Vec<u64> {
 
 fn print(what: &str, times: &mut [Duration]) {
     times.sort_unstable();
-    let [first, .., last] = times else { return };
-    println!(
-        "{what}: min {:.2} s, median {:.2} s, max {:.2} s ({} runs)",
-        first.as_secs_f64(),
-        times[times.len() / 2].as_secs_f64(),
-        last.as_secs_f64(),
-        times.len()
-    );
+    let at = |index: usize| times.get(index).map_or(0.0, Duration::as_secs_f64);
+    let (first, middle, last) = (at(0), at(times.len() / 2), at(times.len().saturating_sub(1)));
+    println!("{what}: min {first:.2} s, median {middle:.2} s, max {last:.2} s ({} runs)", times.len());
 }

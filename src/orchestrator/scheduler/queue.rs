@@ -69,7 +69,7 @@ impl Queue {
     }
 
     /// The next pod to decide on; it counts as in flight until one of the three answers below.
-    pub fn next(&mut self) -> Option<Arc<PodInfo>> {
+    pub fn pop(&mut self) -> Option<Arc<PodInfo>> {
         let (_, _, key) = self.ready.pop_first()?;
         let entry = self.pods.get_mut(&key)?;
         entry.state = State::InFlight;
@@ -127,7 +127,7 @@ mod tests {
     }
 
     fn drain(queue: &mut Queue) -> Vec<String> {
-        std::iter::from_fn(|| queue.next()).map(|pod| pod.name.clone()).collect()
+        std::iter::from_fn(|| queue.pop()).map(|pod| pod.name.clone()).collect()
     }
 
     #[test]
@@ -143,10 +143,10 @@ mod tests {
     fn a_parked_pod_sleeps_until_woken() {
         let mut queue = Queue::default();
         queue.add(pod("p", 0));
-        let key = queue.next().expect("ready").key();
+        let key = queue.pop().expect("ready").key();
         queue.park(&key);
         assert!(queue.is_parked_unchanged(&pod("p", 0)));
-        assert!(queue.next().is_none());
+        assert!(queue.pop().is_none());
         queue.wake_parked();
         assert_eq!(drain(&mut queue), ["p"]);
     }
@@ -155,13 +155,13 @@ mod tests {
     fn an_update_does_not_start_a_second_bind_while_one_is_in_flight() {
         let mut queue = Queue::default();
         queue.add(pod("p", 0));
-        let key = queue.next().expect("ready").key();
+        let key = queue.pop().expect("ready").key();
         queue.add(pod("p", 0));
         queue.wake_parked();
-        assert!(queue.next().is_none());
+        assert!(queue.pop().is_none());
         assert_eq!(queue.back_off(&key), Some(Duration::from_secs(1)));
         queue.wake_parked();
-        assert!(queue.next().is_none(), "only its timer ends a back-off");
+        assert!(queue.pop().is_none(), "only its timer ends a back-off");
         queue.retry(&key);
         assert_eq!(drain(&mut queue), ["p"]);
         assert_eq!(queue.back_off(&key), Some(Duration::from_secs(2)));
@@ -171,7 +171,7 @@ mod tests {
     fn a_new_pod_of_the_same_name_starts_afresh() {
         let mut queue = Queue::default();
         queue.add(pod("p", 0));
-        queue.next().expect("ready");
+        queue.pop().expect("ready");
         queue.add(PodInfo { uid: "other".into(), ..pod("p", 0) });
         assert_eq!(drain(&mut queue), ["p"]);
         queue.remove(&("n".into(), "p".into()));

@@ -181,7 +181,7 @@ impl Scheduler {
 
     fn decide_some(&mut self) {
         for _ in 0..BATCH {
-            let Some(pod) = self.queue.next() else { return };
+            let Some(pod) = self.queue.pop() else { return };
             match schedule(&pod, &self.snapshot, self.random.random()) {
                 Decision::Bind { node } => self.bind(&pod, node),
                 Decision::Announce { node, claims } => self.announce(&pod, node, claims),
