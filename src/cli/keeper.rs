@@ -18,9 +18,11 @@ use crate::error::{Context as _, Error, Kind, Result};
 use crate::orchestrator::client::blueprint::BlueprintObject;
 use crate::orchestrator::client::{Client, Informer, Patch, Selector, time};
 use crate::orchestrator::config::ServerConfig;
+use crate::orchestrator::controllers::service_load_balancer::{self, Wanted};
 use crate::orchestrator::controllers::Informers;
+use crate::providers::resources::{LOAD_BALANCER, ListenerSpec, LoadBalancerSpec};
 use crate::providers::{self, Context, Provider};
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::core::v1::{Node, Service};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -110,21 +112,23 @@ impl Keeper {
         // Absence decides nothing: a Blueprint that somebody deleted is not a wish for no machines.
         let Some(object) = self.blueprints.get("", &self.hosts.trust.cluster.name) else { return Ok(REST) };
         let blueprint = blueprint(&object);
-        let desired = self.desired(&blueprint)?;
+        let services = self.informers.services.list();
+        let desired = self.desired(&blueprint, &services)?;
         let mut options = Options::new(epoch);
         options.cancel = cancel.clone();
         options.keep_going = true;
         let ended = step(&self.doors, &desired, &self.journal, &options, &|event| tracing::info!("{event}")).await?;
+        service_load_balancer::report(&self.client, &services, &balancers(&ended.observed)).await?;
         self.label(&ended.observed).await;
         self.report(&object, &blueprint, &ended).await;
         Ok(if ended.plan.is_empty() { REST } else { AGAIN })
     }
 
-    fn desired(&self, blueprint: &Blueprint) -> Result<Vec<Resource>> {
+    fn desired(&self, blueprint: &Blueprint, services: &[Arc<Service>]) -> Result<Vec<Resource>> {
         let context = Context {
             cluster: self.hosts.trust.cluster.clone(),
             ssh_public_key: self.hosts.trust.ssh.public.clone(),
-            service_load_balancers: Vec::new(),
+            service_load_balancers: service_load_balancer::wanted(services).into_iter().map(balancer).collect(),
         };
         let mut desired = self.provider.resources(blueprint, &context)?;
         desired.extend(self.hosts.resources(blueprint));
@@ -165,6 +169,19 @@ impl Keeper {
             tracing::debug!("could not write the blueprint's status: {error}");
         }
     }
+}
+
+/// What a Service asks of the provider; expansion adds the machines.
+fn balancer(wanted: Wanted) -> LoadBalancerSpec {
+    let listeners = wanted.listeners.into_iter();
+    let listeners = listeners.map(|one| ListenerSpec { port: one.port, protocol: one.protocol, node_port: one.node_port }).collect();
+    LoadBalancerSpec { name: wanted.name, listeners, machines: Vec::new() }
+}
+
+/// Load balancers that are there, with their addresses once they have one.
+fn balancers(observed: &[Observed]) -> BTreeMap<String, Option<String>> {
+    let there = observed.iter().filter(|thing| thing.id.kind == LOAD_BALANCER);
+    there.map(|thing| (thing.id.name.clone(), thing.outputs["address"].as_str().map(str::to_string))).collect()
 }
 
 /// The object as the file form that expansion reads.
