@@ -98,15 +98,26 @@ impl Story {
 
     /// The first process of a machine, as the host sees it.
     pub fn machine_pid(&self, machine: &str) -> i32 {
-        let wanted = format!("{}/{machine}", self.cluster().uid);
+        self.process(&["local", "init", &format!("{}/{machine}", self.cluster().uid)])
+    }
+
+    /// kill -9 of the one process of this cluster that kprov started with these words.
+    pub fn kill_process(&self, words: &[&str]) {
+        let uid = self.cluster().uid;
+        let pid = self.process(&[words, &[&uid]].concat());
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).expect("kill");
+    }
+
+    /// By the command line after the program's name.
+    fn process(&self, words: &[&str]) -> i32 {
         let processes = std::fs::read_dir("/proc").expect("/proc").flatten();
         let found = processes.filter_map(|process| {
             let command = std::fs::read(process.path().join("cmdline")).ok()?;
-            let words: Vec<&[u8]> = command.split(|byte| *byte == 0).collect();
-            let is_init = words.get(2) == Some(&b"init".as_slice()) && words.get(3) == Some(&wanted.as_bytes());
-            is_init.then(|| process.file_name().to_str()?.parse().ok()).flatten()
+            let theirs: Vec<&[u8]> = command.split(|byte| *byte == 0).skip(1).collect();
+            let ours = words.iter().zip(&theirs).all(|(ours, theirs)| ours.as_bytes() == *theirs) && theirs.len() > words.len();
+            ours.then(|| process.file_name().to_str()?.parse().ok()).flatten()
         });
-        found.min().unwrap_or_else(|| panic!("machine {machine} has no first process"))
+        found.min().unwrap_or_else(|| panic!("no process runs kprov {words:?}"))
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod api_kubectl;
 mod bootstrap;
+mod crash;
 mod harness;
 mod kubelet;
 mod local_machines;
