@@ -3,6 +3,8 @@
 //! Each is a pure decision per object (`decide`, `plan`) and a thin loop: informers -> keyed queue -> decision -> writes. All share one set
 //! of informers. One control plane runs them, so there is no leader election; a second one would take a Lease before calling `run`.
 
+mod blueprint_workloads;
+mod daemonset;
 mod deployment;
 mod discovery;
 mod endpointslice;
@@ -18,11 +20,14 @@ mod pods;
 mod replicaset;
 mod root_ca;
 mod service_account;
+pub mod service_load_balancer;
 mod taint_eviction;
+pub mod volume;
 mod write;
 
 pub use super::client::events;
 
+use super::client::blueprint::BlueprintObject;
 use super::client::events::Recorder;
 use super::client::{Change, Client, Informer, Key, Object, Queue, Selector, WithRaw};
 use super::config::ServerConfig;
@@ -74,6 +79,7 @@ pub struct Informers {
     pub deployments: Informer<WithRaw<Deployment>>,
     pub replica_sets: Informer<WithRaw<ReplicaSet>>,
     pub daemon_sets: Informer<WithRaw<DaemonSet>>,
+    pub blueprints: Informer<BlueprintObject>,
 }
 
 pub const ROOT_CA: &str = "kube-root-ca.crt";
@@ -101,6 +107,7 @@ impl Informers {
             deployments: raw(client, cancel),
             replica_sets: raw(client, cancel),
             daemon_sets: raw(client, cancel),
+            blueprints: all(client, cancel),
         };
         informers.index();
         informers
@@ -123,6 +130,7 @@ impl Informers {
             deployments: Informer::detached(),
             replica_sets: Informer::detached(),
             daemon_sets: Informer::detached(),
+            blueprints: Informer::detached(),
         };
         informers.index();
         informers
@@ -151,6 +159,7 @@ impl Informers {
             self.deployments.synced(),
             self.replica_sets.synced(),
             self.daemon_sets.synced(),
+            self.blueprints.synced(),
         );
     }
 }
@@ -170,6 +179,10 @@ pub fn start(context: &Context) -> Informers {
     pod_gc::start(context, &informers);
     namespace::start(context, &informers);
     garbage_collector::start(context);
+    daemonset::start(context, &informers, recorder("daemonset-controller"));
+    volume::start(context, &informers, recorder("persistentvolume-controller"));
+    service_load_balancer::start(context, &informers);
+    blueprint_workloads::start(context, &informers, recorder("blueprint-controller"));
     informers
 }
 

@@ -9,7 +9,7 @@ mod template;
 mod tests;
 
 pub use arithmetic::resolve;
-pub use template::{hash, same};
+pub use template::hash;
 
 use super::write::{Write, apply_all};
 use super::{Clock, Context, Informers, each, owners, pods, replicaset, work};

@@ -1,0 +1,102 @@
+//! What a blueprint asks of the cluster besides its workloads: a StorageClass per filesystem, a NodePort Service per listener.
+
+use super::super::volume::PROVISIONER;
+use crate::blueprint::Spec;
+use crate::orchestrator::client::Object;
+use k8s_openapi::api::core::v1::{Service, ServicePort};
+use serde_json::{Value, json};
+use std::sync::Arc;
+
+pub const BLUEPRINT: &str = "kprov.dev/blueprint";
+pub const LOAD_BALANCER: &str = "kprov.dev/load-balancer";
+
+pub fn storage_class(blueprint: &str, filesystem: &str) -> Value {
+    json!({
+        "apiVersion": "storage.k8s.io/v1", "kind": "StorageClass",
+        "metadata": {"name": filesystem, "labels": {BLUEPRINT: blueprint}},
+        "provisioner": PROVISIONER, "reclaimPolicy": "Delete", "volumeBindingMode": "Immediate",
+    })
+}
+
+/// One Service per listener at the node port that the provider's load balancers send to; and what cannot be made yet, and why.
+pub fn node_ports(blueprint: &str, spec: &Spec, service: impl Fn(&str, &str) -> Option<Arc<Service>>) -> (Vec<Value>, Vec<String>) {
+    let (mut made, mut missing) = (Vec::new(), Vec::new());
+    for (balancer, listener, node_port) in spec.node_ports() {
+        let shown = format!("load balancer {} port {}", balancer.name, listener.port);
+        let Some((namespace, name)) = listener.service.split_once('/') else {
+            missing.push(format!("{shown}: {} is not namespace/service", listener.service));
+            continue;
+        };
+        let Some(target) = service(namespace, name).filter(|target| !target.deleting()) else {
+            missing.push(format!("{shown}: the service {} is not there yet", listener.service));
+            continue;
+        };
+        let wanted = i32::from(listener.target_port.unwrap_or(80));
+        let spec = target.spec.clone().unwrap_or_default();
+        let Some(port) = spec.ports.iter().flatten().find(|port| port.port == wanted) else {
+            missing.push(format!("{shown}: the service {} has no port {wanted}", listener.service));
+            continue;
+        };
+        if spec.selector.as_ref().is_none_or(|selector| selector.is_empty()) {
+            missing.push(format!("{shown}: the service {} selects no pods", listener.service));
+            continue;
+        }
+        let affinity = spec.session_affinity.unwrap_or_else(|| "None".into());
+        made.push(json!({
+            "apiVersion": "v1", "kind": "Service",
+            "metadata": {
+                "name": name_of(&balancer.name, listener.port), "namespace": namespace,
+                "labels": {BLUEPRINT: blueprint, LOAD_BALANCER: balancer.name},
+            },
+            "spec": {
+                "type": "NodePort", "selector": spec.selector, "sessionAffinity": affinity,
+                "ports": [node_port_of(port, node_port)],
+            },
+        }));
+    }
+    (made, missing)
+}
+
+fn node_port_of(port: &ServicePort, node_port: u16) -> Value {
+    let mut copied =
+        json!({"name": "listener", "port": port.port, "protocol": port.protocol.as_deref().unwrap_or("TCP"), "nodePort": node_port});
+    if let Some(target) = &port.target_port {
+        copied["targetPort"] = json!(target);
+    }
+    copied
+}
+
+fn name_of(balancer: &str, port: u16) -> String {
+    format!("kprov-{balancer}-{port}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_listener_becomes_a_node_port_with_the_targets_selector() {
+        let spec: Spec = serde_json::from_value(json!({
+            "provider": "local", "machines": [],
+            "loadBalancers": [{"name": "web", "listeners": [{"port": 80, "service": "shop/web"}, {"port": 443, "service": "shop/none"}, {"port": 81, "service": "shop/web", "targetPort": 9}]}],
+        }))
+        .unwrap();
+        let web = json!({"metadata": {"name": "web"}, "spec": {"selector": {"app": "web"}, "ports": [{"port": 80, "targetPort": "http"}]}});
+        let (made, missing) =
+            node_ports("shop", &spec, |_, name| (name == "web").then(|| Arc::new(serde_json::from_value(web.clone()).unwrap())));
+        assert_eq!(made.len(), 1);
+        assert_eq!(
+            made[0]["spec"]["ports"],
+            json!([{"name": "listener", "port": 80, "protocol": "TCP", "nodePort": 32000, "targetPort": "http"}])
+        );
+        assert_eq!(made[0]["spec"]["selector"], json!({"app": "web"}));
+        assert_eq!(made[0]["metadata"]["labels"], json!({BLUEPRINT: "shop", LOAD_BALANCER: "web"}));
+        assert_eq!(
+            missing,
+            [
+                "load balancer web port 443: the service shop/none is not there yet",
+                "load balancer web port 81: the service shop/web has no port 9"
+            ]
+        );
+    }
+}

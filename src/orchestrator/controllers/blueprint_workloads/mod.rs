@@ -1,0 +1,168 @@
+//! The workloads of the blueprint, kept in the cluster: applied when they change, made again when they vanish, pruned when they are dropped.
+
+mod apply;
+mod derived;
+mod three_way;
+
+use super::discovery;
+use super::{Context, Informers, each, work};
+use crate::error::Error;
+use crate::orchestrator::api::kinds::KindRow;
+use crate::orchestrator::client::blueprint::BlueprintObject;
+use crate::orchestrator::client::events::{Recorder, Subject};
+use crate::orchestrator::client::{Change, Client, Delete, Key, Object, Patch, Queue, Selector};
+use apply::Place;
+use derived::{BLUEPRINT, node_ports, storage_class};
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+struct Workloads {
+    client: Client,
+    informers: Informers,
+    recorder: Recorder,
+    /// The generation (and uid) that was applied whole and pruned after; gone as soon as one of its objects vanishes.
+    done: Mutex<HashMap<String, (String, i64)>>,
+}
+
+pub fn start(context: &Context, informers: &Informers, recorder: Recorder) {
+    let queue: Queue<Key> = Queue::new();
+    let this = Workloads { client: context.client.clone(), informers: informers.clone(), recorder, done: Mutex::default() };
+    let this = Arc::new(this);
+    {
+        let queue = queue.clone();
+        each(&context.cancel, informers.blueprints.changes(), move |change| queue.add(change.key));
+    }
+    {
+        // Listeners follow their service's selector and ports.
+        let (queue, this) = (queue.clone(), this.clone());
+        each(&context.cancel, informers.services.changes(), move |change| {
+            this.vanished(&queue, &change);
+            let spec =
+                |service: &Option<Arc<_>>| service.as_ref().map(|service: &Arc<k8s_openapi::api::core::v1::Service>| service.spec.clone());
+            if spec(&change.old) != spec(&change.new) {
+                this.informers.blueprints.list().iter().for_each(|blueprint| queue.add(Key::of(&**blueprint)));
+            }
+        });
+    }
+    watch(context, &this, &queue, informers.namespaces.changes());
+    watch(context, &this, &queue, informers.deployments.changes());
+    watch(context, &this, &queue, informers.daemon_sets.changes());
+    watch(context, &this, &queue, informers.claims.changes());
+    watch(context, &this, &queue, informers.storage_classes.changes());
+    work(context, informers, queue, 1, move |key| {
+        let this = this.clone();
+        async move { this.sync(key).await }
+    });
+}
+
+fn watch<K: Object>(
+    context: &Context,
+    this: &Arc<Workloads>,
+    queue: &Queue<Key>,
+    changes: tokio::sync::mpsc::UnboundedReceiver<Change<K>>,
+) {
+    let (this, queue) = (this.clone(), queue.clone());
+    each(&context.cancel, changes, move |change| this.vanished(&queue, &change));
+}
+
+impl Workloads {
+    /// An object of a blueprint is gone: look at that blueprint's workloads afresh.
+    fn vanished<K: Object>(&self, queue: &Queue<Key>, change: &Change<K>) {
+        let owner = change.old.as_ref().filter(|_| change.new.is_none()).and_then(|old| old.label(BLUEPRINT).map(str::to_string));
+        if let Some(owner) = owner {
+            self.done.lock().remove(&owner);
+            queue.add(Key::new("", owner));
+        }
+    }
+
+    async fn sync(&self, key: Key) -> Result<Option<Duration>, Error> {
+        let Some(blueprint) = self.informers.blueprints.get_key(&key).filter(|blueprint| !blueprint.deleting()) else { return Ok(None) };
+        let mark = (blueprint.uid().to_string(), blueprint.metadata.generation.unwrap_or(0));
+        let whole = self.done.lock().get(&key.name) != Some(&mark);
+
+        let services = &self.informers.services;
+        let (ports, missing) = node_ports(&key.name, &blueprint.spec, |namespace, name| services.get(namespace, name));
+        let mut troubles = Vec::new();
+        let mut objects: BTreeMap<Place, (Value, &'static KindRow)> = BTreeMap::new();
+        let classes = blueprint.spec.filesystems.iter().map(|filesystem| storage_class(&key.name, &filesystem.name));
+        let workloads = blueprint.spec.workloads.iter().filter(|_| whole).map(|object| labelled(object, &key.name));
+        for object in classes.chain(workloads).chain(ports) {
+            match apply::place(&object) {
+                Ok((place, row)) => drop(objects.insert(place, (object, row))),
+                Err(trouble) => troubles.push(trouble),
+            }
+        }
+        let mut retry = false;
+        for (place, (object, row)) in &objects {
+            if let Err(failure) = apply::apply(&self.client, object, place, row).await {
+                // What the API refuses stays refused until somebody changes it; everything else may pass.
+                retry |= !failure.is_invalid();
+                troubles.push(format!("{}: {failure}", place.shown()));
+            }
+        }
+        if whole && troubles.is_empty() && missing.is_empty() {
+            let wanted = objects.keys().map(Place::path).collect();
+            self.prune(&key.name, &wanted).await?;
+            self.done.lock().insert(key.name.clone(), mark.clone());
+        }
+        for trouble in &troubles {
+            self.recorder.warning(Subject::of(&*blueprint), "ApplyFailed", trouble.clone());
+        }
+        troubles.extend(missing);
+        if whole || !troubles.is_empty() {
+            self.tell(&blueprint, mark.1, &troubles).await?;
+        }
+        if retry {
+            return Err(Error::transient(format!("could not apply all workloads of {key}: {}", troubles.join("; "))));
+        }
+        Ok(None)
+    }
+
+    /// Objects that carry this blueprint's label and are no longer in it. What a controller made from them goes with its owner.
+    async fn prune(&self, blueprint: &str, wanted: &HashSet<String>) -> Result<(), Error> {
+        let selector = Selector::labels(format!("{BLUEPRINT}={blueprint}"));
+        for resource in discovery::resources(&self.client).await? {
+            for object in self.client.list_values(&resource.path("", ""), &selector).await?.items {
+                let metadata = &object["metadata"];
+                let (Some(name), Some(uid)) = (metadata["name"].as_str(), metadata["uid"].as_str()) else { continue };
+                let path = resource.path(metadata["namespace"].as_str().unwrap_or_default(), name);
+                let owned = metadata["ownerReferences"].as_array().is_some_and(|owners| !owners.is_empty());
+                if owned || wanted.contains(&path) || !metadata["deletionTimestamp"].is_null() {
+                    continue;
+                }
+                tracing::info!(%path, blueprint, "no longer in the blueprint: removed");
+                match self.client.delete_value(&path, &Delete::uid(uid)).await {
+                    Err(failure) if !failure.is_conflict() => return Err(failure.into()),
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// `status.workloads` of the Blueprint: the infrastructure loop writes the rest of the status.
+    async fn tell(&self, blueprint: &BlueprintObject, generation: i64, troubles: &[String]) -> Result<(), Error> {
+        let message = if troubles.is_empty() { format!("{} workloads", blueprint.spec.workloads.len()) } else { troubles.join("; ") };
+        let wanted = json!({"observedGeneration": generation, "applied": troubles.is_empty(), "message": message});
+        if blueprint.status.as_ref().is_some_and(|status| status["workloads"] == wanted) {
+            return Ok(());
+        }
+        let body = json!({"status": {"workloads": wanted}});
+        match self.client.patch::<BlueprintObject>("", blueprint.name(), "status", Patch::Merge, &body).await {
+            Err(failure) if failure.is_not_found() => Ok(()),
+            outcome => Ok(outcome.map(drop)?),
+        }
+    }
+}
+
+/// The object with the label by which it is found again, and the namespace it goes to.
+fn labelled(object: &Value, blueprint: &str) -> Value {
+    let mut object = object.clone();
+    if object["metadata"].is_object() {
+        object["metadata"]["labels"][BLUEPRINT] = json!(blueprint);
+    }
+    object
+}
