@@ -228,9 +228,11 @@ async fn whatever_is_killed_comes_back_or_can_be_repaired() {
     assert_eq!((&repaired.phase, &repaired.outputs), (&Phase::Ready, &worker.outputs));
     assert_eq!(stage.ssh(&repaired, "cat /root/note"), "kept");
 
-    // Its shim: the machine goes with it.
-    kill(number(&stage.running("worker-1")["shim"]));
+    // Its shim: the machine goes with it, by the kernel's doing.
+    let running = stage.running("worker-1");
+    kill(number(&running["shim"]));
     stage.until(MACHINE, "worker-1", |phase| matches!(phase, Phase::Broken(_))).await;
+    kprov::sys::process::ended(number(&running["init"]) as i32).await;
     stage.act(Verb::Repair, MACHINE, "worker-1", Value::Null).await;
 
     // The control plane's machine: the cloud itself starts it again.
@@ -325,6 +327,64 @@ async fn a_daemon_killed_at_any_moment_of_a_create_or_delete_costs_one_repetitio
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_reboot_of_the_host_leaves_files_from_which_everything_comes_back() {
+    let stage = Stage::new("e2e-reboot");
+    stage.act(Verb::Create, NETWORK, FABRIC, json!({})).await;
+    let (control, worker) = futures::join!(stage.machine("control-1", "control-plane"), stage.machine("worker-1", "worker"));
+    // The daemon first stops (so that it starts nothing again), and then everything that lives in memory goes.
+    let daemon = stage.daemon().expect("it runs");
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(daemon), nix::sys::signal::Signal::SIGSTOP).unwrap();
+    for name in ["control-1", "worker-1"] {
+        kill(number(&stage.running(name)["shim"]));
+    }
+    kill(daemon.into());
+    kprov::sys::process::ended(daemon).await;
+    let network = stage_link(&leftovers(&stage.cluster));
+    assert!(Command::new("ip").args(["netns", "delete", &network]).status().unwrap().success());
+
+    let after = stage.until(MACHINE, "control-1", |phase| *phase == Phase::Ready).await;
+    assert_eq!(after.outputs, control.outputs);
+    assert_eq!(stage.ssh(&control, "hostname"), "control-1", "the control plane came up by itself");
+    stage.until(MACHINE, "worker-1", |phase| matches!(phase, Phase::Broken(_))).await;
+    stage.act(Verb::Repair, MACHINE, "worker-1", Value::Null).await;
+    assert_eq!(stage.ssh(&worker, "hostname"), "worker-1");
+    stage.delete_everything().await;
+}
+
+/// The network's name, as the sweep finds it.
+fn stage_link(left: &[String]) -> String {
+    left.iter().find_map(|line| line.strip_prefix("link ")).expect("the host's link").to_string()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_service_manager_adopts_what_the_last_one_started() {
+    let stage = Stage::new("e2e-supervise");
+    stage.act(Verb::Create, NETWORK, FABRIC, json!({})).await;
+    let machine = stage.machine("a", "worker").await;
+    // Inside the machine, so that nothing of it can stay on the host; beside its init, as on a machine with another one.
+    let script = r#"unshare -m sh -e <<'END'
+mount -t tmpfs t /run/kprov
+mount -t tmpfs t /etc/kprov
+kprov=/proc/1/exe
+begin() { $kprov supervise >/dev/null 2>&1 & manager=$!; until $kprov service status >/dev/null 2>&1; do sleep 0.01; done; }
+field() { $kprov service status | grep ""$1"" | tr -dc '0-9a-zA-Z'; }
+begin
+echo '{"name": "s", "argv": ["/bin/sleep", "5000"]}' | $kprov service ensure
+before=$(field pid)
+kill -9 $manager
+begin
+[ "$(field pid)" = "$before" ] && echo adopted
+kill -9 $(echo $before | tr -dc 0-9)
+until [ "$(field state)" = staterunning ] && [ "$(field pid)" != "$before" ]; do sleep 0.01; done
+kill -TERM $manager
+wait $manager && echo stopped
+pgrep -f '^/bin/sleep 5000' >/dev/null || echo empty
+END"#;
+    assert_eq!(stage.ssh(&machine, script), "changed\nadopted\nstopped\nempty");
+    stage.delete_everything().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn services_run_restart_change_and_survive_a_boot() {
     let stage = Stage::new("e2e-services");
     stage.act(Verb::Create, NETWORK, FABRIC, json!({})).await;
@@ -389,7 +449,7 @@ async fn a_load_balancer_serves_through_deaths_and_filesystems_are_shared() {
     assert_eq!(stage.ssh(&b, &format!("cat {place}/file")), "shared", "made after the machines, seen by both");
 
     // Services survive as files: a repaired machine serves again by itself.
-    let program = "import socket\ns = socket.create_server(('0.0.0.0', 32000))\nwhile True:\n    c, _ = s.accept()\n    c.recv(1)\n    c.sendall(socket.gethostname().encode())\n    c.close()\n";
+    let program = "import socket\ns = socket.create_server(('0.0.0.0', 32000))\nwhile True:\n    c, _ = s.accept()\n    try:\n        c.recv(1) and c.sendall(socket.gethostname().encode())\n    except OSError:\n        pass\n    c.close()\n";
     for machine in [&a, &b] {
         stage.ssh(machine, &format!("cat > /root/serve.py <<'END'\n{program}END"));
         let service = json!({"name": "serve", "argv": ["/usr/bin/python3", "/root/serve.py"], "revision": "1"});
