@@ -3,141 +3,28 @@
 //! The machines here are this file's own (a mount, pid and network namespace around sshd), not the local provider's: the door to
 //! hosts is tested against machines it does not know.
 
+mod machine;
+
 use kprov::bootstrap::install::{self, Program};
-use kprov::bootstrap::remote::{Connection, Ssh, Target};
+use kprov::bootstrap::remote::{Connection, Ssh};
 use kprov::bootstrap::spec::{HostSpec, Image, Marker, Node, Ready, Service, revision, worker};
 use kprov::bootstrap::trust::Trust;
 use kprov::engine::Cluster;
 use kprov::error::Result;
 use kprov::sys::executable::{Executable, sha256};
 use kprov::sys::oci;
-use std::io::{BufRead, BufReader, Read};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use machine::{LOCALHOST, Machine, run};
+use std::io::Read;
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
+use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
-const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const PATIENCE: Duration = Duration::from_secs(20);
 const DEMO_PORT: u16 = 8080;
-
-/// What a machine sees of its own: fresh /etc (over the host's), /run, /var/lib/..., /usr/local. Paths come in the environment.
-const MACHINE: &str = r#"
-set -e
-mount --make-rprivate /
-mount -t proc proc /proc
-mount -t tmpfs tmpfs /run
-mkdir -p /run/sshd
-for dir in etc usr/local root; do
-  mkdir -p "$FOLDER/$dir/upper" "$FOLDER/$dir/work"
-  mount -t overlay overlay -o "lowerdir=/$dir,upperdir=$FOLDER/$dir/upper,workdir=$FOLDER/$dir/work" "/$dir"
-done
-rm -rf /etc/kprov /etc/containerd /etc/cni/net.d /usr/local/bin/kprov
-for dir in kprov containerd; do
-  mkdir -p "$FOLDER/var/$dir" "/var/lib/$dir"
-  mount --bind "$FOLDER/var/$dir" "/var/lib/$dir"
-done
-exec /usr/sbin/sshd -D -e -f "$FOLDER/sshd_config" 2>&1
-"#;
-
-/// A machine on 127.0.0.1 of the calling thread's own network namespace; gone with everything in it when dropped.
-struct Machine {
-    process: Option<Child>,
-    folder: tempfile::TempDir,
-    target: Target,
-}
-
-impl Machine {
-    fn start(name: &str, port: u16, trust: &Trust, more: &str) -> Machine {
-        let mut machine = Machine::prepare(name, port, trust, more);
-        machine.boot();
-        machine
-    }
-
-    /// Its keys and configuration; nothing runs.
-    fn prepare(name: &str, port: u16, trust: &Trust, more: &str) -> Machine {
-        let folder = tempfile::Builder::new().prefix("kprov-bootstrap-").tempdir_in("/var/tmp").unwrap();
-        let path = folder.path().display();
-        run(Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(folder.path().join("host")));
-        std::fs::write(folder.path().join("authorized"), format!("{}\n", trust.ssh.public)).unwrap();
-        let config = format!(
-            "ListenAddress 127.0.0.1\nPort {port}\nHostKey {path}/host\nAuthorizedKeysFile {path}/authorized\nStrictModes no\n\
-             UsePAM no\nPidFile none\nPermitRootLogin prohibit-password\n{more}\n"
-        );
-        std::fs::write(folder.path().join("sshd_config"), config).unwrap();
-        let key = std::fs::read_to_string(folder.path().join("host.pub")).unwrap();
-        let target = Target {
-            machine: name.into(),
-            address: LOCALHOST.to_string(),
-            ssh_port: port,
-            ssh_user: "root".into(),
-            host_keys: vec![key.trim().into()],
-        };
-        Machine { process: None, folder, target }
-    }
-
-    fn boot(&mut self) {
-        let mut process = Command::new("unshare")
-            .args(["--mount", "--pid", "--ipc", "--uts", "--fork", "--kill-child", "sh", "-c", MACHINE])
-            .env("FOLDER", self.folder.path())
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut words = BufReader::new(process.stdout.take().unwrap());
-        self.process = Some(process);
-        let mut line = String::new();
-        while !line.contains("Server listening") {
-            line.clear();
-            assert_ne!(words.read_line(&mut line).unwrap(), 0, "sshd did not start");
-        }
-        // Drained as long as it is open, or sshd would block on its own log.
-        std::thread::spawn(move || std::io::copy(&mut words, &mut std::io::sink()));
-    }
-
-    /// A file of the machine, seen from outside.
-    fn file(&self, path: &str) -> PathBuf {
-        let root = format!("/proc/{}/root", self.init());
-        PathBuf::from(root + path)
-    }
-
-    /// Process 1 of the machine: the child of `unshare`.
-    fn init(&self) -> u32 {
-        let id = self.process.as_ref().unwrap().id();
-        let children = std::fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap();
-        children.split_whitespace().next().unwrap().parse().unwrap()
-    }
-
-    /// Processes in the machine whose command line begins so.
-    fn processes(&self, start: &str) -> Vec<u32> {
-        let space = |id: &str| std::fs::read_link(format!("/proc/{id}/ns/pid")).ok();
-        let ours = space(&self.init().to_string());
-        let all = std::fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| entry.file_name().into_string().ok());
-        let here = all.filter(|id| id.parse::<u32>().is_ok() && space(id) == ours);
-        let line = |id: &str| std::fs::read_to_string(format!("/proc/{id}/cmdline")).unwrap_or_default().replace('\0', " ");
-        here.filter(|id| line(id).starts_with(start)).map(|id| id.parse().unwrap()).collect()
-    }
-}
-
-impl Drop for Machine {
-    fn drop(&mut self) {
-        let Some(process) = &self.process else { return };
-        let (id, init) = (process.id(), self.init());
-        // The kernel takes the namespace's processes and mounts with its process 1; `unshare` ends when all are gone.
-        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(init as i32), nix::sys::signal::Signal::SIGKILL);
-        let _ = self.process.as_mut().map(Child::wait);
-        assert!(!Path::new(&format!("/proc/{id}")).exists());
-    }
-}
-
-fn run(command: &mut Command) -> String {
-    let output = command.stdin(Stdio::null()).output().unwrap();
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
-}
 
 /// Everything a story needs, in a network namespace of this thread: its connections and its machines' are the only traffic there.
 struct Story {
@@ -347,5 +234,35 @@ fn a_machine_that_boots_late_is_waited_for() {
         assert!(error.to_string().ends_with("connection refused"), "{}", error.chain());
         let (connection, ()) = tokio::join!(story.ssh.connect(&target, PATIENCE), async { machine.boot() });
         assert_eq!(connection.unwrap().machine, "worker-1");
+    });
+}
+
+#[test]
+fn a_machine_with_systemd_runs_its_services_as_units() {
+    story(async |story| {
+        let machine = Machine::start_systemd("worker-1", 2207, &story.trust);
+        let systemctl = |arguments: &[&str]| {
+            let mut command = Command::new("nsenter");
+            command.args(["-t", &machine.init().to_string(), "-a", "systemctl"]).args(arguments);
+            run(&mut command).trim().to_string()
+        };
+        let main = |name: &str| systemctl(&["show", "--property=MainPID", "--value", name]);
+        let (marker, _) = story.ensure(&machine, &story.spec("{}")).await.unwrap();
+        assert_eq!(marker.services, ["containerd", "kprov-agent"]);
+        assert!(serves());
+        assert_eq!(systemctl(&["is-enabled", "containerd", "kprov-agent"]), "enabled\nenabled");
+        let config = std::fs::read_to_string(machine.file("/etc/containerd/config.toml")).unwrap();
+        assert!(config.contains("SystemdCgroup = true"));
+
+        let (agent, runtime) = (main("kprov-agent"), main("containerd"));
+        let (_, said) = story.ensure(&machine, &story.spec("{}")).await.unwrap();
+        assert_eq!(said, ["examining the machine"]);
+        story.ensure(&machine, &story.spec("{\"a\": 1}")).await.unwrap();
+        assert_ne!(main("kprov-agent"), agent, "other settings restart the service that reads them");
+        assert_eq!(main("containerd"), runtime, "and nothing else");
+
+        install::remove(&story.connect(&machine).await.unwrap(), &|_| ()).await.unwrap();
+        assert!(!serves());
+        assert!(!machine.file("/etc/systemd/system/kprov-agent.service").exists());
     });
 }
