@@ -20,6 +20,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 pub struct Session {
@@ -37,6 +38,7 @@ pub struct Session {
 
 /// An API that restarts (its machine came back a moment ago) gets this long before the command line takes over.
 const SILENCE: Duration = Duration::from_secs(15);
+const ASK_AGAIN: Duration = Duration::from_millis(100);
 
 impl Session {
     /// Finds the cluster by the operator's record, else by the provider's own tags, else names a new one. Nothing is made yet.
@@ -178,11 +180,24 @@ impl Session {
 
     /// A loop whose control plane machine is gone, or whose API stays silent, keeps nothing true any more.
     async fn loop_works(&self) -> Result<bool> {
-        let observed = self.observe_provider().await?;
-        let Some(machine) = blueprint_door::control_plane(&observed) else { return Ok(false) };
-        let client = blueprint_door::api(self.trust()?, private_address(machine)?)?;
-        let answer = tokio::time::timeout(SILENCE, client.get_value("/version")).await;
-        Ok(matches!(answer, Ok(Ok(_))))
+        let deadline = Instant::now() + SILENCE;
+        loop {
+            let observed = self.observe_provider().await?;
+            if !observed.iter().any(blueprint_door::is_control_plane) {
+                return Ok(false);
+            }
+            if let Some(machine) = blueprint_door::control_plane(&observed) {
+                let client = blueprint_door::api(self.trust()?, private_address(machine)?)?;
+                if let Ok(Ok(_)) = tokio::time::timeout_at(deadline, client.get_value("/version")).await {
+                    return Ok(true);
+                }
+            }
+            if Instant::now() > deadline {
+                return Ok(false);
+            }
+            // The machine boots or the API starts: nothing tells us when, and an attempt costs nothing.
+            tokio::time::sleep(ASK_AGAIN).await;
+        }
     }
 
     /// The API as administrator, at the control plane that works.

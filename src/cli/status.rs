@@ -5,7 +5,7 @@ use super::state;
 use super::terminal::paint;
 use super::world::hosts::all_machines;
 use super::world::served::Watch;
-use super::world::waiting::{Waiting, is_ready, waiting};
+use super::world::waiting::{Waiting, is_ready, keeping, waiting};
 use crate::blueprint::{Blueprint, schema::Metadata};
 use crate::engine::{Observed, Phase};
 use crate::error::{Context, Error, Kind, Result};
@@ -91,7 +91,9 @@ async fn look_inside(session: &Session, things: &[Observed]) -> Result<Inside> {
         metadata: Metadata { name: session.cluster.name.clone(), labels: Default::default(), annotations: Default::default() },
         spec: object.spec.clone(),
     });
-    let left = wanted.as_ref().map(|blueprint| waiting(&all_machines(blueprint), &blueprint.spec.workloads, &objects)).unwrap_or_default();
+    let mut left =
+        wanted.as_ref().map(|blueprint| waiting(&all_machines(blueprint), &blueprint.spec.workloads, &objects)).unwrap_or_default();
+    left.extend(object.as_ref().and_then(keeping));
     Ok(Inside { nodes: objects.nodes, wanted, status: object.and_then(|object| object.status).unwrap_or_default(), waiting: left })
 }
 

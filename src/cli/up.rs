@@ -13,6 +13,7 @@ use super::world::blueprint_door;
 use super::world::hosts::all_machines;
 use super::world::served::{Watch, until_answering, until_resolving, until_served};
 use super::{logging, terminal};
+use crate::blueprint::Blueprint;
 use crate::blueprint::load::{self, Loaded};
 use crate::engine::handoff::Writer;
 use crate::engine::{Observed, plan::Plan};
@@ -63,13 +64,13 @@ async fn bring_up(args: &Args, loaded: &Loaded, session: &mut Session, deadline:
     let blueprint = &loaded.blueprint;
     let world = session.world(blueprint, &loaded.images).await?;
     let look = world.look().await?;
-    let (plan, observed) = (look.plan, look.observed);
+    let plan = look.plan;
     let progress = Progress::start();
     if !plan.is_empty() {
         agree(&plan, args.yes)?;
         world.check(&plan).await?;
         let observed = match session.writer().await? {
-            Writer::Inside(_) => hand_to_loop(session, blueprint, &observed, &progress).await?,
+            Writer::Inside(_) => hand_to_loop(session, blueprint, &progress).await?,
             Writer::Us(ours) => {
                 let observed = world.converge(ours.epoch, deadline, &progress).await?;
                 session.hand_over(&ours).await?;
@@ -93,16 +94,11 @@ fn agree(plan: &Plan, yes: bool) -> Result<()> {
 }
 
 /// The cluster is its own writer: it is told the wish and does the rest.
-async fn hand_to_loop(
-    session: &Session,
-    blueprint: &crate::blueprint::Blueprint,
-    observed: &[Observed],
-    progress: &Progress,
-) -> Result<Vec<Observed>> {
-    let client = session.api(observed)?;
-    blueprint_door::write(&client, blueprint).await?;
+async fn hand_to_loop(session: &Session, blueprint: &Blueprint, progress: &Progress) -> Result<Vec<Observed>> {
+    let observed = session.observe_provider().await?;
+    blueprint_door::write(&session.api(&observed)?, blueprint).await?;
     progress.waiting("the blueprint is written; the loop inside the cluster carries it out");
-    Ok(observed.to_vec())
+    Ok(observed)
 }
 
 /// Waits for nodes, workloads and load balancers; the machines are looked at again, since the loop may have made some of them.

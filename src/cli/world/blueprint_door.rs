@@ -44,8 +44,12 @@ pub fn api(trust: &Trust, address: IpAddr) -> Result<Client> {
 
 /// The control plane machine that works, if there is one.
 pub fn control_plane(observed: &[Observed]) -> Option<&Observed> {
-    let controls = observed.iter().filter(|thing| thing.id.kind == MACHINE && thing.spec["role"] == "control-plane");
+    let controls = observed.iter().filter(|thing| is_control_plane(thing));
     controls.filter(|machine| machine.phase == Phase::Ready).min_by(|a, b| a.id.cmp(&b.id))
+}
+
+pub fn is_control_plane(thing: &Observed) -> bool {
+    thing.id.kind == MACHINE && thing.spec["role"] == "control-plane"
 }
 
 /// The wish: the object's content by its digest; made once the first control plane answers.

@@ -1,9 +1,10 @@
 //! The cluster's keys, read back from a control plane by an operator whose state folder is lost.
 
+use super::blueprint_door::is_control_plane;
 use crate::bootstrap::install;
 use crate::bootstrap::remote::{Ssh, Target};
 use crate::bootstrap::trust::{Trust, ssh_key};
-use crate::engine::{Cluster, MACHINE, Observed, Phase};
+use crate::engine::{Cluster, Observed, Phase};
 use crate::error::Result;
 use crate::providers::Provider;
 use std::path::Path;
@@ -15,7 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// `None` when no control plane has been installed yet: then there is nothing to lose, and new keys are made. The provider lets a
 /// throw-away key in for this one login.
 pub async fn trust(cluster: &Cluster, provider: &dyn Provider, observed: &[Observed], state: &Path) -> Result<Option<Trust>> {
-    let controls = observed.iter().filter(|thing| thing.id.kind == MACHINE && thing.spec["role"] == "control-plane");
+    let controls = observed.iter().filter(|thing| is_control_plane(thing));
     for machine in controls.filter(|machine| machine.phase == Phase::Ready) {
         let key = ssh_key::generate(&cluster.name)?;
         provider.admit_key(machine, &key.public).await?;

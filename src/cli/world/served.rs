@@ -1,10 +1,11 @@
 //! Waiting until a cluster does what its blueprint says: nodes ready, workloads available, load balancers and names answering.
 
-use super::waiting::{Objects, Waiting, waiting};
+use super::waiting::{Objects, Waiting, keeping, waiting};
 use crate::blueprint::Blueprint;
 use crate::bootstrap::remote::{Ssh, Target};
 use crate::engine::{MACHINE, Observed};
 use crate::error::{Error, Result};
+use crate::orchestrator::client::blueprint::BlueprintObject;
 use crate::orchestrator::client::{Client, Informer, Notify, Selector};
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim, Pod};
@@ -22,6 +23,7 @@ const ASK_AGAIN: Duration = Duration::from_millis(25);
 
 /// Informers over everything that the judgement reads; dropped with it.
 pub struct Watch {
+    blueprints: Informer<BlueprintObject>,
     nodes: Informer<Node>,
     deployments: Informer<Deployment>,
     replica_sets: Informer<ReplicaSet>,
@@ -35,6 +37,7 @@ impl Watch {
     pub fn start(client: &Client) -> Watch {
         let cancel = CancellationToken::new();
         Watch {
+            blueprints: Informer::start(client.clone(), Selector::all(), &cancel),
             nodes: Informer::start(client.clone(), Selector::all(), &cancel),
             deployments: Informer::start(client.clone(), Selector::all(), &cancel),
             replica_sets: Informer::start(client.clone(), Selector::all(), &cancel),
@@ -47,6 +50,7 @@ impl Watch {
 
     pub async fn synced(&self) {
         tokio::join!(
+            self.blueprints.synced(),
             self.nodes.synced(),
             self.deployments.synced(),
             self.replica_sets.synced(),
@@ -67,8 +71,9 @@ impl Watch {
         }
     }
 
-    fn changes(&self) -> [Notify; 6] {
+    fn changes(&self) -> [Notify; 7] {
         [
+            self.blueprints.changed(),
             self.nodes.changed(),
             self.deployments.changed(),
             self.replica_sets.changed(),
@@ -88,10 +93,11 @@ pub async fn until_served(
     say: &(dyn Fn(&str) + Send + Sync),
 ) -> Result<()> {
     watch.synced().await;
-    let [mut nodes, mut deployments, mut replica_sets, mut daemon_sets, mut claims, mut pods] = watch.changes();
+    let [mut blueprints, mut nodes, mut deployments, mut replica_sets, mut daemon_sets, mut claims, mut pods] = watch.changes();
     let mut said = String::new();
     loop {
-        let left = waiting(machines, &blueprint.spec.workloads, &watch.objects());
+        let mut left = waiting(machines, &blueprint.spec.workloads, &watch.objects());
+        left.extend(watch.blueprints.get("", &blueprint.metadata.name).and_then(|object| keeping(&object)));
         let Some(first) = left.first() else { return Ok(()) };
         let line = if left.len() == 1 { first.to_string() } else { format!("{first} (and {} more)", left.len() - 1) };
         if line != said {
@@ -99,6 +105,7 @@ pub async fn until_served(
             said = line;
         }
         tokio::select! {
+            () = blueprints.wait() => {}
             () = nodes.wait() => {}
             () = deployments.wait() => {}
             () = replica_sets.wait() => {}

@@ -1,5 +1,6 @@
 //! What a cluster still waits for, and why: the one judgement behind `up`, `status` and the Blueprint's own conditions. Pure.
 
+use crate::orchestrator::client::blueprint::BlueprintObject;
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim, Pod};
 use serde::Serialize;
@@ -36,6 +37,19 @@ pub struct Objects {
 pub fn waiting(machines: &[String], workloads: &[Value], objects: &Objects) -> Vec<Waiting> {
     let nodes = machines.iter().filter_map(|name| node(name, &objects.nodes));
     nodes.chain(workloads.iter().filter_map(|object| workload(object, objects))).collect()
+}
+
+/// Whether the loop inside has made the newest blueprint true, in its own words when not.
+pub fn keeping(object: &BlueprintObject) -> Option<Waiting> {
+    let status = object.status.clone().unwrap_or_default();
+    let seen = status["observedGeneration"].as_i64() >= object.metadata.generation;
+    let ready = status["conditions"].as_array().into_iter().flatten().find(|condition| condition["type"] == "Ready");
+    let why = match ready {
+        Some(ready) if seen && ready["status"] == "True" => return None,
+        Some(ready) if seen => ready["message"].as_str().unwrap_or("converging").to_string(),
+        _ => "the loop inside has not looked at its newest version yet".into(),
+    };
+    Some(Waiting { what: format!("blueprint/{}", object.metadata.name.as_deref().unwrap_or_default()), why })
 }
 
 pub fn is_ready(node: &Node) -> bool {
