@@ -213,6 +213,42 @@ fn watching_kubectl_sees_changes_as_they_happen() {
     watch.wait().expect("kubectl ends");
 }
 
+/// A kubelet that knows one answer, and asks for the API server's certificate.
+async fn kubelet(listener: tokio::net::TcpListener, tls: std::sync::Arc<rustls::ServerConfig>) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    while let Ok((stream, _)) = listener.accept().await {
+        let mut stream = tokio_rustls::TlsAcceptor::from(tls.clone()).accept(stream).await.expect("a certificate of the cluster");
+        let user = kprov::orchestrator::api::authn::from_certificate(&stream.get_ref().1.peer_certificates().expect("a certificate")[0]);
+        assert_eq!(user.expect("a name").name, "kprov:api-server");
+        let mut request = vec![0; 4096];
+        let length = stream.read(&mut request).await.expect("a request");
+        let line = String::from_utf8_lossy(&request[..length]).lines().next().unwrap_or_default().to_owned();
+        let body = format!("{line}\n");
+        let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+        stream.write_all(answer.as_bytes()).await.expect("an answer");
+    }
+}
+
+#[test]
+fn logs_come_from_the_nodes_kubelet() {
+    let api = Api::start();
+    let listener = api.runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    // The API's own serving certificate is good for 127.0.0.1 as well.
+    api.runtime.spawn(kubelet(listener, server_tls(&api.path("pki")).expect("TLS")));
+    let status =
+        json!({"addresses": [{"type": "InternalIP", "address": "127.0.0.1"}], "daemonEndpoints": {"kubeletEndpoint": {"Port": port}}});
+    let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "worker"}, "status": status});
+    api.ok(&["create", "-f", "-"], &node.to_string());
+    api.check("create serviceaccount default", &["created"]);
+    api.check("run web --image=example/web:1", &["created"]);
+    assert_eq!(api.ok(&["logs", "web"], ""), "", "it is on no node yet");
+    let binding = json!({"apiVersion": "v1", "kind": "Binding", "metadata": {"name": "web"}, "target": {"kind": "Node", "name": "worker"}});
+    api.ok(&["create", "--raw", "/api/v1/namespaces/default/pods/web/binding", "-f", "-"], &binding.to_string());
+    api.check("logs web --tail=5", &["GET /containerLogs/default/web/web?tailLines=5 HTTP/1.1"]);
+    api.refused("logs web -c other", "", "container other is not valid for pod web");
+}
+
 #[test]
 fn nobody_gets_in_without_a_certificate() {
     let api = Api::start();

@@ -1,6 +1,7 @@
 //! Who asks: the owner of a client certificate of the cluster's CA, or of a service account token.
 
 use super::server::Server;
+use super::status::{Answer, Status};
 use super::tokens;
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
@@ -61,11 +62,11 @@ pub fn from_certificate(der: &[u8]) -> Option<User> {
     (!name.is_empty()).then(|| User::new(name, groups))
 }
 
-/// From an Authorization header, if there is one. `Err`: there is one, and it proves nothing.
-pub fn from_headers(server: &Server, headers: &HeaderMap) -> Result<Option<User>, ()> {
+/// From an Authorization header, if there is one. Refused: there is one, and it proves nothing.
+pub fn from_headers(server: &Server, headers: &HeaderMap) -> Answer<Option<User>> {
     let Some(header) = headers.get(AUTHORIZATION) else { return Ok(None) };
-    let token = header.to_str().ok().and_then(|text| text.strip_prefix("Bearer ")).ok_or(())?;
-    from_token(server, token.trim()).map(Some).ok_or(())
+    let token = header.to_str().ok().and_then(|text| text.strip_prefix("Bearer ")).ok_or_else(Status::unauthorized)?;
+    from_token(server, token.trim()).map(Some).ok_or_else(Status::unauthorized)
 }
 
 fn from_token(server: &Server, token: &str) -> Option<User> {

@@ -13,7 +13,7 @@ use http_body_util::{BodyExt, Empty};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use serde_json::Value;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -62,23 +62,27 @@ fn container(row: &KindRow, pod_name: &str, pod: &Value, asked: &str) -> Answer<
     }
 }
 
-fn address(server: &Server, node: &str) -> Answer<IpAddr> {
+/// Where the node says its kubelet is.
+fn address(server: &Server, node: &str) -> Answer<SocketAddr> {
     let entry = find(server, "nodes", "", node).ok_or_else(|| Status::not_found("", "nodes", node))?;
-    let node_object = decode(&entry)?;
-    let addresses = node_object.pointer("/status/addresses").and_then(Value::as_array);
+    let object = decode(&entry)?;
+    let addresses = object.pointer("/status/addresses").and_then(Value::as_array);
     let internal = addresses.into_iter().flatten().find(|address| address["type"] == "InternalIP");
-    let address = internal.and_then(|address| address["address"].as_str()).and_then(|address| address.parse().ok());
-    address.ok_or_else(|| Status::internal(format!("node {node} has no InternalIP")))
+    let address: Option<IpAddr> = internal.and_then(|address| address["address"].as_str()).and_then(|address| address.parse().ok());
+    let port = object.pointer("/status/daemonEndpoints/kubeletEndpoint/Port").and_then(Value::as_u64);
+    let port = port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port > 0).unwrap_or(KUBELET_PORT);
+    let address = address.ok_or_else(|| Status::internal(format!("node {node} has no InternalIP")))?;
+    Ok(SocketAddr::new(address, port))
 }
 
-async fn ask(server: &Server, address: IpAddr, path: &str) -> Result<http::Response<hyper::body::Incoming>> {
-    let failed = || format!("could not reach the kubelet at {address}:{KUBELET_PORT}");
+async fn ask(server: &Server, address: SocketAddr, path: &str) -> Result<http::Response<hyper::body::Incoming>> {
+    let failed = || format!("could not reach the kubelet at {address}");
     let pki = server.config.pki.clone();
     let tls = super::serve::client_tls(&pki)?;
     let connect = async {
-        let stream = TcpStream::connect((address, KUBELET_PORT)).await?;
+        let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
-        TlsConnector::from(tls).connect(ServerName::IpAddress(address.into()), stream).await
+        TlsConnector::from(tls).connect(ServerName::IpAddress(address.ip().into()), stream).await
     };
     let stream = tokio::time::timeout(CONNECT_TIMEOUT, connect).await.or_fail(Kind::Transient, failed)?.or_fail(Kind::Transient, failed)?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.or_fail(Kind::Transient, failed)?;

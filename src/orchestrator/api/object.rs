@@ -52,7 +52,7 @@ pub fn decode(entry: &Entry) -> Answer<Value> {
 
 /// The fields of [`PATHS`] alone, read once per object and shared.
 pub fn peek(entry: &Entry) -> &Value {
-    entry.note(|bytes| peek_bytes(bytes))
+    entry.note(peek_bytes)
 }
 
 fn peek_bytes(bytes: &Bytes) -> Value {

@@ -5,21 +5,22 @@ use super::respond::{self, Response};
 use super::server::{MOST_BODY_BYTES, Server};
 use super::status::Status;
 use crate::error::{Context, Error, Kind, Result};
-use bytes::Bytes;
 use http::Request;
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use parking_lot::Mutex;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::WebPkiClientVerifier;
+use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, RootCertStore, ServerConfig as Tls};
 use std::convert::Infallible;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::task::TaskTracker;
@@ -98,7 +99,7 @@ async fn answer(server: &Arc<Server>, by_certificate: Option<super::User>, reque
     let user = match (by_certificate, authn::from_headers(server, request.headers())) {
         (Some(user), _) | (None, Ok(Some(user))) => Some(user),
         (None, Ok(None)) => None,
-        (None, Err(())) => return respond::status(&Status::unauthorized()),
+        (None, Err(status)) => return respond::status(&status),
     };
     let (parts, body) = request.into_parts();
     let body = match tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, MOST_BODY_BYTES).collect()).await {
@@ -107,20 +108,54 @@ async fn answer(server: &Arc<Server>, by_certificate: Option<super::User>, reque
         Ok(Err(error)) => return respond::status(&Status::bad_request(format!("could not read the request's body: {error}"))),
         Err(_) => return respond::status(&Status::timeout("could not read the request's body in time", 0)),
     };
-    server.handle(user.as_ref(), Request::from_parts(parts, Bytes::from(body))).await
+    server.handle(user.as_ref(), Request::from_parts(parts, body)).await
 }
 
-/// From `ca.crt`, `server.crt` and `server.key` of the folder.
+/// From `ca.crt`, `server.crt` and `server.key` of the folder. A renewed certificate is served without a restart.
 pub fn server_tls(pki: &Path) -> Result<Arc<Tls>> {
     let failed = || "could not set up the API's TLS";
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(&pki.join("ca.crt"))?), provider.clone());
     let verifier = verifier.allow_unauthenticated().build().or_fail(Kind::Host, failed)?;
     let builder = Tls::builder_with_provider(provider).with_safe_default_protocol_versions().or_fail(Kind::Internal, failed)?;
-    let (chain, key) = (chain(&pki.join("server.crt"))?, key(&pki.join("server.key"))?);
-    let mut tls = builder.with_client_cert_verifier(verifier).with_single_cert(chain, key).or_fail(Kind::Host, failed)?;
+    let mut tls = builder.with_client_cert_verifier(verifier).with_cert_resolver(Arc::new(Renewed::read(pki)?));
     tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(Arc::new(tls))
+}
+
+/// The serving certificate, read again when its file has changed.
+#[derive(Debug)]
+struct Renewed {
+    pki: PathBuf,
+    current: Mutex<(Option<SystemTime>, Arc<CertifiedKey>)>,
+}
+
+impl Renewed {
+    fn read(pki: &Path) -> Result<Renewed> {
+        Ok(Renewed { pki: pki.to_owned(), current: Mutex::new((Self::changed(pki), Self::load(pki)?)) })
+    }
+    fn changed(pki: &Path) -> Option<SystemTime> {
+        std::fs::metadata(pki.join("server.crt")).and_then(|file| file.modified()).ok()
+    }
+    fn load(pki: &Path) -> Result<Arc<CertifiedKey>> {
+        let provider = rustls::crypto::aws_lc_rs::default_provider();
+        let key = CertifiedKey::from_der(chain(&pki.join("server.crt"))?, key(&pki.join("server.key"))?, &provider);
+        Ok(Arc::new(key.or_fail(Kind::Host, || "could not use the API's certificate")?))
+    }
+}
+
+impl ResolvesServerCert for Renewed {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let mut current = self.current.lock();
+        let changed = Self::changed(&self.pki);
+        if changed != current.0 {
+            // Half-written pairs do not load: the old one serves until they do.
+            if let Ok(key) = Self::load(&self.pki) {
+                *current = (changed, key);
+            }
+        }
+        Some(current.1.clone())
+    }
 }
 
 /// To kubelets, as `kubelet-client.crt`. Read each time: certificates are renewed while the server runs.

@@ -172,7 +172,7 @@ async fn body_must_fit_its_address() {
     check(&api, MAPS, json!({"kind": "Secret", "apiVersion": "v1"}), 400, "Secret in version \"v1\" cannot be handled as a ConfigMap")
         .await;
     check(&api, MAPS, json!({"metadata": {}}), 422, "metadata.name: Required value: name or generateName is required").await;
-    check(&api, MAPS, json!([]), 400, "no JSON object").await;
+    check(&api, MAPS, json!([]), 400, "cannot be handled as a ConfigMap").await;
     check(&api, "/api/v1/namespaces/none/configmaps", map("a", json!({})), 404, "namespaces \"none\" not found").await;
     check(&api, "/api/v1/namespaces/default/nonsense", json!({}), 404, "the server could not find the requested resource").await;
     check(&api, "/api/v1/configmaps", map("a", json!({})), 405, "does not allow this method").await;
@@ -553,4 +553,33 @@ proptest::proptest! {
             assert_ne!(response.status().as_u16(), 500, "{method} {path}?{query} {body}");
         });
     }
+}
+
+/// `cargo test --release creates_per_second -- --ignored --nocapture`
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement"]
+async fn creates_per_second() {
+    use crate::orchestrator::store::{Redb, Store, Window};
+    let folder = tempfile::tempdir().expect("a folder");
+    let store = Store::open(Redb::open(&folder.path().join("store.redb"), &[7; 32]).expect("a file"), Window::default()).expect("a store");
+    let config = Server::ephemeral().await.config.clone();
+    let server = Server::with_keys(config, store, super::tokens::Keys::generate().expect("keys")).await.expect("a server");
+    let api = Api { server, user: Some(User::server()) }.with_account().await;
+    for writers in [1, 16, 256] {
+        let each = 4096 / writers;
+        let started = std::time::Instant::now();
+        let tasks = (0..writers).map(|writer| {
+            let api = api.of(User::server());
+            tokio::spawn(async move {
+                for number in 0..each {
+                    api.made(PODS, pod(&format!("p-{writers}-{writer}-{number}"))).await;
+                }
+            })
+        });
+        futures::future::join_all(tasks).await;
+        println!("{writers} writers: {:.0} pods/s", 4096.0 / started.elapsed().as_secs_f64());
+    }
+    let started = std::time::Instant::now();
+    let (_, list) = api.get("/api/v1/pods?labelSelector=a%3Db").await;
+    println!("list of {} with a selector, first time: {:?}", list["items"].as_array().map_or(0, Vec::len), started.elapsed());
 }

@@ -16,7 +16,7 @@ use services::ServiceIndex;
 const LASTING: &[&str] = &["default", "kube-system", "kube-public"];
 
 pub fn create(call: &Call, object: &mut Value, services: Option<&ServiceIndex>) -> Answer<()> {
-    namespace_is_open(call, &meta(object, "name").to_owned())?;
+    namespace_is_open(call, meta(object, "name"))?;
     nodes::create(call, object)?;
     match (&*call.row.group, &*call.row.plural) {
         ("", "pods") => pods::create(call, object),
