@@ -185,7 +185,7 @@ fn probes_and_hooks_steer_a_container() {
 fn pods_outlive_the_agent_and_the_api_and_lost_sandboxes_are_replaced() {
     alone(|| async {
         let mut node = Node::ready().await;
-        let path = node.pod("web", json!({"containers": [shell("main", "exec sleep 1000")]})).await;
+        let path = node.pod("web", json!({"terminationGracePeriodSeconds": 1, "containers": [shell("main", "exec sleep 1000")]})).await;
         let before = node.wait(&path, "ready", ready).await;
         let gone = node.pod("gone", json!({"terminationGracePeriodSeconds": 1, "containers": [{"name": "main", "args": ["pause"]}]})).await;
         node.wait(&gone, "ready", ready).await;

@@ -214,15 +214,22 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
+        // The agent first, or it would start again what is ended below.
         self.cancel.cancel();
+        if let Some(task) = self.task.take() {
+            task.abort();
+        }
+        let folder = self.folder.display().to_string();
+        let run = |script: &str| drop(Command::new("sh").args(["-c", script]).status());
+        run(&sweep(&self.folder));
         let pid = nix::unistd::Pid::from_raw(self.containerd.id() as i32);
-        let _ = Command::new("sh").arg("-c").arg(sweep(&self.folder)).status();
         let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
         let _ = self.containerd.wait();
-        let _ = Command::new("sh")
-            .arg("-c")
-            .arg(format!("grep -o '{0}[^ ]*' /proc/self/mountinfo | sort -r | xargs -r -n1 umount -l; rm -rf {0}", self.folder.display()))
-            .status();
+        run(&format!(
+            "for uid in $(ls {folder}/agent/pods); do find /sys/fs/cgroup -depth -type d -path \"*pod$uid*\" -exec rmdir {{}} + 2>/dev/null; done"
+        ));
+        run("for class in /burstable /besteffort ''; do rmdir /sys/fs/cgroup/*/kpods$class 2>/dev/null; done");
+        run(&format!("grep -o '{folder}[^ ]*' /proc/self/mountinfo | sort -r | xargs -r -n1 umount -l; rm -rf {folder}"));
     }
 }
 
