@@ -142,6 +142,51 @@ fn with_the_state_folder_lost_plan_up_and_down_still_do_the_right_thing() {
     assert_gone(&cluster);
 }
 
+#[test]
+fn two_clusters_side_by_side_do_not_disturb_each_other() {
+    let (one, other) = (Story::new("one"), Story::new("other"));
+    let up = |story: &Story| json(&story.ok(&["up", story.example().to_str().expect("path"), "--yes", "-o", "json"]));
+    let (first, second) = std::thread::scope(|scope| {
+        let (first, second) = (scope.spawn(|| up(&one)), scope.spawn(|| up(&other)));
+        (first.join().expect("one is up"), second.join().expect("the other is up"))
+    });
+    let address = |up: &Value| format!("{}:80", up["loadBalancers"][0]["address"].as_str().expect("address"));
+    assert_ne!(address(&first), address(&second));
+    let cluster = one.cluster();
+    one.ok(&["down", &one.name, "--yes"]);
+    assert_gone(&cluster);
+    assert!(http_get(&address(&second), "/").expect("the other serves on").contains("Hello from web-"));
+    let plan = other.kprov(&["plan", other.example().to_str().expect("path"), "--exit-code"]);
+    assert_eq!(plan.status.code(), Some(0), "{}", text(&plan));
+}
+
+#[test]
+fn a_service_of_type_load_balancer_gets_one_from_the_provider_and_gives_it_back() {
+    let story = Story::new("balancer");
+    story.ok(&["up", story.example().to_str().expect("path"), "--yes"]);
+    story.kubectl_ok(&[
+        "expose",
+        "deployment",
+        "web",
+        "-n",
+        "shop",
+        "--name=public",
+        "--type=LoadBalancer",
+        "--port=8081",
+        "--target-port=8080",
+    ]);
+    let ingress = "jsonpath={.status.loadBalancer.ingress[0].ip}";
+    story.kubectl_ok(&["wait", "service/public", "-n", "shop", &format!("--for={ingress}"), "--timeout=60s"]);
+    let address = story.kubectl_ok(&["get", "service", "public", "-n", "shop", "-o", ingress]);
+    assert!(http_get(&format!("{address}:8081"), "/").expect("it answers").contains("Hello from web-"));
+    let plan = story.kprov(&["plan", story.example().to_str().expect("path"), "--exit-code"]);
+    assert_eq!(plan.status.code(), Some(0), "what a Service asked for is not drift: {}", text(&plan));
+    story.kubectl_ok(&["delete", "service", "public", "-n", "shop", "--timeout=60s"]);
+    let status = json(&story.ok(&["status", &story.name, "-o", "json"]));
+    let resources = status["resources"].as_array().expect("resources");
+    assert!(!resources.iter().any(|thing| thing["id"]["name"].as_str().is_some_and(|name| name.starts_with("svc-"))), "{resources:?}");
+}
+
 /// kill -9 of a machine's first process, as if its power had been cut.
 fn kill_machine(story: &Story, machine: &str) {
     let pid = nix::unistd::Pid::from_raw(story.machine_pid(machine));
