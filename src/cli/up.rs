@@ -79,7 +79,11 @@ async fn bring_up(args: &Args, loaded: &Loaded, session: &mut Session, deadline:
         };
         session.save_kubeconfig(&observed)?;
     }
-    let observed = serve(session, loaded, deadline, &progress).await?;
+    let observed = tokio::select! {
+        served = serve(session, loaded, deadline, &progress) => served?,
+        // Only waiting is left: there is nothing in flight to finish.
+        () = session.cancel.cancelled() => return Err(interrupted()),
+    };
     progress.finish();
     report(args, session, &observed, &progress)
 }
@@ -91,6 +95,11 @@ fn agree(plan: &Plan, yes: bool) -> Result<()> {
         return Ok(());
     }
     Err(Error::new(Kind::Interrupted, "could not go on: nobody agreed to the plan"))
+}
+
+fn interrupted() -> Error {
+    Error::new(Kind::Interrupted, "could not see everything served: interrupted")
+        .hint("the cluster goes on by itself; run the same command again to wait for it")
 }
 
 /// The cluster is its own writer: it is told the wish and does the rest.
