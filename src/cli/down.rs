@@ -34,11 +34,14 @@ pub async fn run(args: &Args) -> Result<ExitCode> {
     let session = Session::open(&name, provider).await?;
     let world = session.way_down()?;
     let look = world.look().await?;
-    let progress = Progress::start();
+    let mut progress = Progress::start();
     if !look.plan.is_empty() {
         eprintln!("{}\n", look.plan);
         if !args.yes && !terminal::confirm(&format!("Take {name} away for good?"))? {
             return Err(Error::new(Kind::Interrupted, "could not go on: nobody agreed to the plan"));
+        }
+        if !args.yes {
+            progress.restart();
         }
         let epoch = session.seize().await?;
         world.converge(epoch, Instant::now() + Duration::from_secs(args.timeout), &progress).await?;

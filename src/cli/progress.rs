@@ -57,6 +57,11 @@ impl Progress {
         }
     }
 
+    /// The clock starts anew: the time in which somebody read the plan is not kprov's.
+    pub fn restart(&mut self) {
+        self.started = Instant::now();
+    }
+
     pub fn elapsed(&self) -> Duration {
         self.started.elapsed()
     }

@@ -65,9 +65,11 @@ async fn bring_up(args: &Args, loaded: &Loaded, session: &mut Session, deadline:
     let world = session.world(blueprint, &loaded.images).await?;
     let look = world.look().await?;
     let plan = look.plan;
-    let progress = Progress::start();
+    let mut progress = Progress::start();
     if !plan.is_empty() {
-        agree(&plan, args.yes)?;
+        if agree(&plan, args.yes)? {
+            progress.restart();
+        }
         world.check(&plan).await?;
         let observed = match session.writer().await? {
             Writer::Inside(_) => hand_to_loop(session, blueprint, &progress).await?,
@@ -88,11 +90,11 @@ async fn bring_up(args: &Args, loaded: &Loaded, session: &mut Session, deadline:
     report(args, session, &observed, &progress)
 }
 
-/// Shows the plan; goes on only when somebody said yes.
-fn agree(plan: &Plan, yes: bool) -> Result<()> {
+/// Shows the plan; goes on only when somebody said yes. True when somebody was asked.
+fn agree(plan: &Plan, yes: bool) -> Result<bool> {
     eprintln!("{plan}\n");
     if yes || terminal::confirm("Do this?")? {
-        return Ok(());
+        return Ok(!yes);
     }
     Err(Error::new(Kind::Interrupted, "could not go on: nobody agreed to the plan"))
 }
