@@ -1,1 +1,3 @@
+//! One binary for everything that needs no root and no containers.
 
+mod controllers;

@@ -12,7 +12,7 @@ use k8s_openapi::api::core::v1::{Node, NodeCondition, Pod, Taint};
 use k8s_openapi::jiff::Timestamp;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -126,18 +126,16 @@ pub fn is_disrupted(silent: usize, nodes: usize) -> bool {
 /// When each node was last heard of, by this process's clock.
 #[derive(Default)]
 pub struct Heard {
-    nodes: HashMap<String, (String, Instant)>,
+    nodes: HashMap<String, (BTreeMap<&'static str, String>, Instant)>,
 }
 
 impl Heard {
-    /// `sign` changes whenever the node speaks. The first look counts as having heard of it.
-    pub fn note(&mut self, node: &str, sign: &str, now: Instant) {
-        match self.nodes.get_mut(node) {
-            Some((held, at)) if held != sign => (*held, *at) = (sign.into(), now),
-            Some(_) => {}
-            None => {
-                self.nodes.insert(node.into(), (sign.into(), now));
-            }
+    /// `sign` changes whenever the node speaks through `channel`. The first look counts as having heard of it.
+    pub fn note(&mut self, node: &str, channel: &'static str, sign: &str, now: Instant) {
+        let (signs, at) = self.nodes.entry(node.into()).or_insert_with(|| (BTreeMap::new(), now));
+        if signs.get(channel).map(String::as_str) != Some(sign) {
+            signs.insert(channel, sign.into());
+            *at = now;
         }
     }
     pub fn forget(&mut self, node: &str) {
@@ -150,9 +148,16 @@ impl Heard {
     pub fn quiet(&self, at_least: Duration, now: Instant) -> usize {
         self.nodes.values().filter(|(_, at)| now.saturating_duration_since(*at) >= at_least).count()
     }
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.nodes.len()
     }
+}
+
+/// What the node itself says about being ready; `Unknown` is our own word.
+fn own_word(node: &Node) -> Option<String> {
+    let mut conditions = node.status.as_ref()?.conditions.iter().flatten();
+    let ready = conditions.find(|condition| condition.type_ == "Ready" && condition.status != "Unknown")?;
+    Some(format!("{} {:?} {:?} {}", ready.status, ready.last_heartbeat_time, ready.last_transition_time, node.uid()))
 }
 
 struct Lifecycle {
@@ -218,15 +223,15 @@ impl Lifecycle {
         let now = Instant::now();
         let lease = self.informers.leases.get("kube-node-lease", node.name());
         let renewed = lease.and_then(|lease| lease.spec.as_ref()?.renew_time.as_ref().map(|time| time.0));
-        let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
-        let heartbeat =
-            conditions.filter(|condition| condition.type_ == "Ready").find_map(|condition| condition.last_heartbeat_time.clone());
         let mut heard = self.heard.lock();
-        heard.note(node.name(), &format!("{renewed:?} {heartbeat:?} {}", node.uid()), now);
+        heard.note(node.name(), "lease", &format!("{renewed:?}"), now);
+        if let Some(word) = own_word(node) {
+            heard.note(node.name(), "status", &word, now);
+        }
         let silence = heard.silence(node.name(), now);
         // A node that speaks every 10 s and is quiet for half the grace period is counted among the silent already: nodes that fall
         // silent together must not be taken for failing one by one.
-        let disrupted = is_disrupted(heard.quiet(self.grace / 2, now), heard.len());
+        let disrupted = is_disrupted(heard.quiet(self.grace / 2, now), heard.count());
         let silent = silence >= self.grace;
         drop(heard);
         let before = std::mem::replace(&mut *self.disrupted.lock(), disrupted);
@@ -333,13 +338,20 @@ mod tests {
         let mut heard = Heard::default();
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
-        heard.note("a", "1", start);
-        heard.note("b", "1", start);
-        heard.note("a", "1", at(30));
-        heard.note("b", "2", at(30));
+        heard.note("a", "lease", "1", start);
+        heard.note("b", "lease", "1", start);
+        heard.note("a", "lease", "1", at(30));
+        heard.note("b", "lease", "2", at(30));
         assert_eq!(heard.silence("a", at(40)), Duration::from_secs(40));
         assert_eq!(heard.silence("b", at(40)), Duration::from_secs(10));
         assert_eq!(heard.quiet(Duration::from_secs(20), at(40)), 1);
+    }
+
+    #[test]
+    fn our_own_word_about_a_node_is_not_the_nodes() {
+        assert_eq!(own_word(&node(Some("Unknown"), json!(null))), None);
+        assert_eq!(own_word(&node(None, json!(null))), None);
+        assert!(own_word(&node(Some("True"), json!(null))).is_some() && own_word(&node(Some("False"), json!(null))).is_some());
     }
 
     #[test]

@@ -141,6 +141,13 @@ struct Reporter {
 }
 
 impl Reporter {
+    /// The API took our silence for our end (a network that was cut, a machine that slept) and nobody but us can take that back.
+    async fn given_up(&self) -> bool {
+        let node = self.context.client.get::<Node>("", &self.context.config.node_name).await;
+        let conditions = node.ok().flatten().and_then(|node| node.status?.conditions).unwrap_or_default();
+        conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "Unknown")
+    }
+
     /// Looks at the runtime and reports if there is something to report; true when the node is ready.
     async fn look(&mut self) -> bool {
         let why_not = self.why_not_ready().await;
@@ -153,10 +160,10 @@ impl Reporter {
         }
         let status = self.status(why_not).await;
         let due = self.told_at.is_none_or(|at| at.elapsed() >= REPORT);
-        if self.told.as_ref() == Some(&status) && !due {
+        let name = &self.context.config.node_name;
+        if self.told.as_ref() == Some(&status) && !due && !self.given_up().await {
             return ready;
         }
-        let name = &self.context.config.node_name;
         match self.context.client.patch::<Node>("", name, "status", Patch::Strategic, &json!({"status": with_heartbeat(&status)})).await {
             Ok(_) => (self.told, self.told_at) = (Some(status), Some(tokio::time::Instant::now())),
             // Deleted on purpose (the machine is to go): a kubelet does not bring its Node back while it runs.
