@@ -108,7 +108,13 @@ async fn run(layout: Layout) -> Result<()> {
                 let doors = doors.clone();
                 tokio::spawn(async move { doors.serve(stream, Way::Socket).await });
             },
-            _ = unused.tick() => drop(cloud.close_if_unused()),
+            _ = unused.tick() => {
+                // Somebody removed the folder by hand: there is nothing left to answer for.
+                if !layout.cluster().exists() {
+                    break;
+                }
+                drop(cloud.close_if_unused());
+            }
             _ = closed.wait_for(|closed| *closed) => break,
         }
     }
