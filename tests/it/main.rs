@@ -1,3 +1,4 @@
 //! One binary for everything that needs no root and no containers.
 
 mod controllers;
+mod https;

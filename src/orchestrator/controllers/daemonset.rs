@@ -301,9 +301,9 @@ impl DaemonSets {
 
     async fn carry_out(&self, view: &View<'_>, plan: Plan) -> Result<(), Trouble> {
         let subject = Subject::of(&view.set.typed);
-        self.control.delete::<DaemonSet>(view.set, &subject, &plan.delete).await?;
+        self.control.delete(view.set, &subject, &plan.delete).await?;
         let bodies = plan.create.iter().take(pod_control::BURST).map(|node| view.pod(node)).collect();
-        self.control.create::<DaemonSet>(view.set, &subject, bodies).await
+        self.control.create(view.set, &subject, bodies).await
     }
 }
 

@@ -39,7 +39,7 @@ pub const BURST: usize = 500;
 
 impl PodControl {
     /// In batches of 1, 2, 4, ...: a template that the API refuses costs one request, not hundreds.
-    pub async fn create<O: Kind>(&self, owner: &impl Object, subject: &Subject, bodies: Vec<Value>) -> Result<(), Trouble> {
+    pub async fn create(&self, owner: &impl Object, subject: &Subject, bodies: Vec<Value>) -> Result<(), Trouble> {
         let mut left = &bodies[..];
         let mut size = 1;
         self.expectations.expect_creates(owner.uid(), left.len());
@@ -71,7 +71,7 @@ impl PodControl {
         Ok(())
     }
 
-    pub async fn delete<O: Kind>(&self, owner: &impl Object, subject: &Subject, pods: &[Arc<Pod>]) -> Result<(), Trouble> {
+    pub async fn delete(&self, owner: &impl Object, subject: &Subject, pods: &[Arc<Pod>]) -> Result<(), Trouble> {
         for pod in pods {
             self.expectations.expect_delete(owner.uid(), pod.uid());
         }

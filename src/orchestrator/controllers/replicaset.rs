@@ -209,9 +209,9 @@ impl ReplicaSets {
         let subject = Subject::of(&set.typed);
         if plan.create > 0 {
             let body = pod_control::from_template::<ReplicaSet>(set, &set.value()["spec"]["template"]);
-            return self.control.create::<ReplicaSet>(set, &subject, vec![body; plan.create]).await;
+            return self.control.create(set, &subject, vec![body; plan.create]).await;
         }
-        self.control.delete::<ReplicaSet>(set, &subject, &plan.delete).await
+        self.control.delete(set, &subject, &plan.delete).await
     }
 
     /// Pods of every set that the same owner manages.
