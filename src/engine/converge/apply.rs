@@ -4,7 +4,7 @@ use super::{Bug, Run, retry};
 use crate::engine::event::Event;
 use crate::engine::journal::State;
 use crate::engine::plan::Plan;
-use crate::engine::{Action, Door, Id, Inputs, Key, Observed, Request, Verb};
+use crate::engine::{Action, Door, Id, Inputs, Key, Observed, Phase, Request, Verb};
 use crate::error::{Error, Kind, Result};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
@@ -133,19 +133,24 @@ impl Run<'_> {
             match (action.verb, thing) {
                 // What this token once made is gone, and the journal did not know: the next generation has another token.
                 (Verb::Create, None) => action.generation += 1,
-                (Verb::Delete, _) => {
+                (Verb::Delete, _) | (Verb::Await, None) => {
                     if inputs.get(&action.id).is_some_and(|known| Some(&known.handle) == action.handle.as_ref()) {
                         inputs.remove(&action.id);
                     }
-                    self.own.lock().gone(&action.id, action.handle.as_deref().unwrap_or_default());
+                    self.own.lock().gone(&action.id, action.handle.as_deref().unwrap_or_default(), Instant::now());
                     return Ok(());
                 }
                 (_, Some(thing)) => {
                     self.own.lock().made(&thing);
+                    let phase = thing.phase.clone();
                     inputs.insert(action.id.clone(), thing);
-                    return Ok(());
+                    return match phase {
+                        // What needs it must not start; the next round repairs it.
+                        Phase::Broken(why) => Err(Error::transient(format!("{} is there and does not work: {why}", action.id))),
+                        _ => Ok(()),
+                    };
                 }
-                (_, None) => return Ok(()),
+                (Verb::Update | Verb::Repair, None) => return Ok(()),
             }
         }
         Err(Error::provider(format!("could not find an unused generation of {}", action.id)))
@@ -204,6 +209,9 @@ impl Run<'_> {
             (self.events)(Event::Retrying { key: key.clone(), attempt, pause_milliseconds, error: error.chain() });
         };
         let end = self.in_time(self.retrying(call, retry)).await;
+        if action.verb != Verb::Await {
+            self.note_effect();
+        }
         end.map_err(|error| {
             // A refusal of the first try is certain; after a lost reply it only says that this try had no effect.
             let refused = *tries.lock() == 1 && !matches!(error.kind, Kind::Transient | Kind::Timeout);

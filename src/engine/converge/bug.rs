@@ -12,10 +12,10 @@ pub(crate) enum Bug {
     OrderIgnored,
     /// The request goes out before it is in the journal.
     JournalAfterCall,
+    /// What was written is gone after a crash (the simulation loses it).
+    JournalNotDurable,
     /// What an earlier run left open is forgotten.
     PendingForgotten,
-    /// The next generation is counted from what is observed alone.
-    GenerationsForgotten,
     /// A read inside the settle window is taken at its word.
     SettleIgnored,
     /// A pending thing whose spec differs is replaced.
@@ -26,16 +26,20 @@ pub(crate) enum Bug {
     RetryRendersAnew,
     /// A transient error counts as a refusal: the journal forgets that there may have been an effect.
     TransientIsFinal,
-    /// Every request carries epoch 0... or rather the highest there is: fencing is lost.
+    /// Requests carry an epoch that nobody was given.
     EpochForged,
     /// A refusal by a newer writer is retried like a throttle.
     ConflictRetried,
-    /// Plans are carried out without the linter.
-    LintIgnored,
-    /// `down` believes its first empty look.
-    DownTrustsOneLook,
+    /// The first look that shows nothing to do ends the run.
+    FirstQuietLookTrusted,
     /// Things that are no longer wanted stay.
     NeverDeletes,
+    /// Differences between wish and thing go unseen.
+    UpdatesForgotten,
+    /// A request found open is sent as a new one instead of the same bytes.
+    ReplayRendersAnew,
+    /// The run ends after its first round, without another look.
+    OneRoundIsEnough,
     /// What is broken is deleted and made again.
     BrokenIsReplaced,
 }
@@ -63,6 +67,9 @@ pub(super) fn spoil(plan: &mut Plan, desired: &[Resource], observed: &[Observed]
     }
     if Bug::DuplicatesKept.is_in(options) {
         plan.actions.retain(|action| action.verb != Verb::Delete || !desired.iter().any(|wish| wish.id == action.id));
+    }
+    if Bug::UpdatesForgotten.is_in(options) {
+        plan.actions.retain(|action| action.verb != Verb::Update);
     }
     let replaced = |phase: &Phase| match phase {
         Phase::Pending => Bug::ReplacedWhenUncertain.is_in(options),

@@ -6,6 +6,7 @@ use crate::engine::plan::{Plan, plan};
 use crate::engine::{Door, Observed, Resource, lint};
 use crate::error::Result;
 use std::sync::Arc;
+use tokio::time::Instant;
 
 /// What is, and what would be done about it.
 #[derive(Debug, Clone)]
@@ -29,9 +30,9 @@ impl Run<'_> {
     pub(super) async fn observe(&self) -> Result<Vec<Observed>> {
         let mut seen: Vec<Observed> = Vec::new();
         for door in self.doors {
-            let known = &seen;
+            let (known, asked) = (&seen, Instant::now());
             let observed = self.unless_stopped(self.retrying(|| door.observe(known), |_, _, _| ())).await??;
-            seen.extend(self.corrected(door, observed));
+            seen.extend(self.corrected(door, asked, observed));
         }
         *self.last_seen.lock() = seen.clone();
         Ok(seen)

@@ -3,7 +3,7 @@
 use super::{Bug, Run, retry};
 use crate::engine::event::Event;
 use crate::engine::journal::{Entry, State};
-use crate::engine::{Door, Id, Key, Observed, Request, Verb};
+use crate::engine::{Door, Id, Key, Observed, Phase, Request, Verb};
 use crate::error::{Kind, Result};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
@@ -12,9 +12,10 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// This run's confirmed effects, by id and handle.
+/// This run's confirmed effects, and what it has seen: reads that lag may also go back in time.
 #[derive(Default)]
 pub(super) struct Own {
+    /// By id and handle, with the moment when it surely was there.
     made: BTreeMap<(Id, String), (Observed, Instant)>,
     gone: BTreeMap<(Id, String), Instant>,
 }
@@ -23,10 +24,10 @@ impl Own {
     pub fn made(&mut self, thing: &Observed) {
         self.made.insert((thing.id.clone(), thing.handle.clone()), (thing.clone(), Instant::now()));
     }
-    pub fn gone(&mut self, id: &Id, handle: &str) {
+    pub fn gone(&mut self, id: &Id, handle: &str, moment: Instant) {
         let thing = (id.clone(), handle.to_owned());
         self.made.remove(&thing);
-        self.gone.insert(thing, Instant::now());
+        self.gone.insert(thing, moment);
     }
 }
 
@@ -40,19 +41,32 @@ impl Run<'_> {
         if self.has(Bug::SettleIgnored) { Duration::ZERO } else { door.settle() }
     }
 
-    /// Whether everything an earlier run did must be visible by now.
-    pub(super) fn settled(&self) -> bool {
-        self.has(Bug::DownTrustsOneLook) || self.started.elapsed() >= self.window()
+    /// Whether a read at `asked` shows every effect, of this run and of those in the journal. A run without a memory waits its window
+    /// from its own start, for what an earlier one may have sent.
+    pub(super) fn is_settled(&self, asked: Instant) -> bool {
+        asked >= self.settled_at()
+    }
+
+    fn settled_at(&self) -> Instant {
+        let last = *self.last_effect.lock();
+        // An empty journal of a first run and a lost one look the same.
+        let blank = self.journal.generations().is_empty();
+        let from = if blank { last.max(Some(self.started)) } else { last };
+        from.map_or(self.started, |moment| moment + self.window())
     }
 
     pub(super) async fn pause_until_settled(&self) -> Result<()> {
-        self.unless_stopped(tokio::time::sleep_until(self.started + self.window())).await
+        self.unless_stopped(tokio::time::sleep_until(self.settled_at())).await
     }
 
-    /// What a door has read, with this run's own younger effects put right. Zero window: the door reads what it wrote.
-    pub(super) fn corrected(&self, door: &Arc<dyn Door>, mut observed: Vec<Observed>) -> Vec<Observed> {
-        let (own, window) = (self.own.lock(), self.settle_of(door));
-        let young = |moment: &Instant| moment.elapsed() < window;
+    pub(super) fn note_effect(&self) {
+        *self.last_effect.lock() = Some(Instant::now());
+    }
+
+    /// What a door has read since `asked`, with this run's own younger effects put right. Zero window: the door reads what it wrote.
+    pub(super) fn corrected(&self, door: &Arc<dyn Door>, asked: Instant, mut observed: Vec<Observed>) -> Vec<Observed> {
+        let (mut own, window) = (self.own.lock(), self.settle_of(door));
+        let young = |moment: &Instant| asked.saturating_duration_since(*moment) < window;
         observed.retain(|thing| !own.gone.get(&(thing.id.clone(), thing.handle.clone())).is_some_and(young));
         for ((id, handle), (thing, moment)) in &own.made {
             let ours = door.kinds().contains(&id.kind.as_str()) && young(moment);
@@ -60,22 +74,49 @@ impl Run<'_> {
                 observed.push(thing.clone());
             }
         }
+        if !window.is_zero() {
+            for thing in observed.iter().filter(|thing| thing.phase != Phase::Deleting) {
+                own.made.entry((thing.id.clone(), thing.handle.clone())).or_insert_with(|| (thing.clone(), asked));
+            }
+        }
         observed
     }
 
-    /// Observes, resolves what the journal holds open, and observes again if that had an effect.
-    pub(super) async fn observe_and_settle(&self) -> Result<Vec<Observed>> {
-        let observed = self.observe().await?;
-        if self.has(Bug::PendingForgotten) || !self.resolve(&observed).await? {
-            return Ok(observed);
+    /// What an earlier run did counts as this run's own, so that a read of the past does not undo it.
+    pub(super) fn recall(&self) {
+        for entry in self.journal.deleted() {
+            let moment = self.started.checked_sub(self.age(entry.time)).unwrap_or(self.started);
+            self.own.lock().gone(&entry.request.id, entry.request.handle.as_deref().unwrap_or_default(), moment);
         }
-        self.observe().await
+        *self.last_effect.lock() = self.journal.latest().and_then(|time| self.started.checked_sub(self.age(time)));
+    }
+
+    /// How long ago `time` is at least: journals cut to whole seconds.
+    fn age(&self, time: u64) -> Duration {
+        Duration::from_secs(self.journal.now().saturating_sub(time).saturating_sub(1))
+    }
+
+    /// Observes, resolves what the journal holds open, and observes again if that had an effect. A run that finds a cluster and has
+    /// no memory of it cannot know what is too young to be seen: it looks again when everything must show. Also answers when it asked.
+    pub(super) async fn observe_and_settle(&self) -> Result<(Vec<Observed>, Instant)> {
+        let mut asked = Instant::now();
+        let mut observed = self.observe().await?;
+        if !observed.is_empty() && self.journal.generations().is_empty() && !self.is_settled(asked) {
+            self.pause_until_settled().await?;
+            asked = Instant::now();
+            observed = self.observe().await?;
+        }
+        if !self.has(Bug::PendingForgotten) && self.resolve(&observed, asked).await? {
+            asked = Instant::now();
+            observed = self.observe().await?;
+        }
+        Ok((observed, asked))
     }
 
     /// Settles every request whose effect is unknown: either it shows, or the same bytes go out again (the token makes them harmless).
     /// A confirmed create that does not show inside its settle window is "not yet" and handled the same way. Answers whether anything
     /// was sent. Updates, repairs and deletes are not sent again: the plan made from what is observed covers them.
-    async fn resolve(&self, observed: &[Observed]) -> Result<bool> {
+    async fn resolve(&self, observed: &[Observed], asked: Instant) -> Result<bool> {
         let shows = |request: &Request| observed.iter().any(|thing| thing.id == request.id && thing.generation == request.generation);
         let mut open = Vec::new();
         for entry in self.journal.pending() {
@@ -88,7 +129,7 @@ impl Run<'_> {
             }
         }
         for entry in self.journal.created() {
-            let age = Duration::from_secs(self.journal.now().saturating_sub(entry.time));
+            let age = self.age(entry.time).saturating_sub(asked.elapsed());
             if !shows(&entry.request) && self.door(&entry.request.id).is_ok_and(|door| age < self.settle_of(door)) {
                 open.push(entry);
             }
@@ -117,12 +158,18 @@ impl Run<'_> {
     async fn replay(&self, entry: Entry) -> Result<()> {
         let Entry { sequence, mut request, .. } = entry;
         request.epoch = self.epoch();
+        if self.has(Bug::ReplayRendersAnew) {
+            request.generation += 1;
+            request.token.push_str("-anew");
+        }
         let key = Key { id: request.id.clone(), verb: request.verb, handle: None };
         let door = self.door(&request.id)?;
         let progress_key = key.clone();
         let progress = move |text: &str| (self.events)(Event::Progress { key: progress_key.clone(), text: text.into() });
         let sent = self.retrying(|| door.execute(&request, &progress), |_, _, _| ());
-        let (state, how) = match self.in_time(sent).await {
+        let end = self.in_time(sent).await;
+        self.note_effect();
+        let (state, how) = match end {
             Ok(Some(thing)) => {
                 self.own.lock().made(&thing);
                 (State::Done, "sent again: it is there".to_owned())

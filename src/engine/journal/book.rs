@@ -22,9 +22,11 @@ pub(super) struct Record {
 pub(super) struct Book {
     pending: BTreeMap<u64, Entry>,
     created: BTreeMap<Id, Entry>,
+    deleted: BTreeMap<Id, Entry>,
     /// Keeps the highest generation per id, whatever became of it.
     highest: BTreeMap<Id, Entry>,
     next: u64,
+    latest: Option<u64>,
 }
 
 impl Book {
@@ -35,6 +37,7 @@ impl Book {
     pub fn apply(&mut self, record: Record) {
         let Record { sequence, state, time, request } = record;
         self.next = self.next.max(sequence + 1);
+        self.latest = self.latest.max(Some(time));
         let known = self.pending.remove(&sequence).or_else(|| self.created.values().find(|entry| entry.sequence == sequence).cloned());
         // A state whose intent was in a damaged line says nothing about anything.
         let Some(request) = request.or(known.map(|entry| entry.request)) else { return };
@@ -52,6 +55,7 @@ impl Book {
                 if self.created.get(id).is_some_and(|made| made.request.generation <= entry.request.generation) {
                     self.created.remove(id);
                 }
+                self.deleted.insert(id.clone(), entry);
             }
             (State::Failed, _) => {
                 if self.created.get(id).is_some_and(|made| made.sequence == sequence) {
@@ -77,6 +81,14 @@ impl Book {
         self.created.values().cloned().collect()
     }
 
+    pub fn deleted(&self) -> Vec<Entry> {
+        self.deleted.values().cloned().collect()
+    }
+
+    pub fn latest(&self) -> Option<u64> {
+        self.latest
+    }
+
     pub fn generations(&self) -> BTreeMap<Id, u32> {
         self.highest.iter().map(|(id, entry)| (id.clone(), entry.request.generation)).collect()
     }
@@ -84,7 +96,7 @@ impl Book {
     /// The fewest records that fold to this book again, in order.
     pub fn records(&self) -> Vec<Record> {
         let mut entries: BTreeMap<u64, &Entry> = BTreeMap::new();
-        for entry in self.highest.values().chain(self.created.values()).chain(self.pending.values()) {
+        for entry in [&self.highest, &self.created, &self.deleted].into_iter().flat_map(BTreeMap::values).chain(self.pending.values()) {
             entries.insert(entry.sequence, entry);
         }
         let record =
@@ -121,6 +133,12 @@ impl Journal for MemoryJournal {
     }
     fn created(&self) -> Vec<Entry> {
         self.book.lock().created()
+    }
+    fn latest(&self) -> Option<u64> {
+        self.book.lock().latest()
+    }
+    fn deleted(&self) -> Vec<Entry> {
+        self.book.lock().deleted()
     }
     fn generations(&self) -> BTreeMap<Id, u32> {
         self.book.lock().generations()

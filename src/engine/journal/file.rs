@@ -87,6 +87,12 @@ impl Journal for FileJournal {
     fn created(&self) -> Vec<Entry> {
         self.inner.lock().book.created()
     }
+    fn latest(&self) -> Option<u64> {
+        self.inner.lock().book.latest()
+    }
+    fn deleted(&self) -> Vec<Entry> {
+        self.inner.lock().book.deleted()
+    }
     fn generations(&self) -> BTreeMap<Id, u32> {
         self.inner.lock().book.generations()
     }

@@ -46,6 +46,10 @@ pub trait Journal: Send + Sync {
     fn pending(&self) -> Vec<Entry>;
     /// The latest create per id that the receiver confirmed and that no confirmed delete followed.
     fn created(&self) -> Vec<Entry>;
+    /// The latest confirmed delete per id.
+    fn deleted(&self) -> Vec<Entry>;
+    /// When the last entry was written.
+    fn latest(&self) -> Option<u64>;
     /// The highest generation per id.
     fn generations(&self) -> BTreeMap<Id, u32>;
     /// Unix seconds, from the clock that stamps entries.

@@ -128,7 +128,7 @@ fn stays_small_over_a_long_life_without_forgetting() {
     let mut again = Book::default();
     expected.records().into_iter().for_each(|record| again.apply(record));
     assert_eq!(again, expected);
-    assert!(expected.records().len() <= 10);
+    assert!(expected.records().len() <= 15);
     let journal = FileJournal::open(&path, clock()).expect("a new journal");
     for turn in 0..700 {
         let sequence = journal.intent(&request(Verb::Update, "a", turn)).expect("a write");

@@ -251,9 +251,10 @@ pub fn kept(observed: &[Observed]) -> Vec<&Observed> {
     best_first(observed).into_iter().filter(|thing| seen.insert(&thing.id)).collect()
 }
 
+/// The healthier first; then the later generation, which was made because the earlier one was gone; then the elder of two twins.
 fn best_first(observed: &[Observed]) -> Vec<&Observed> {
     let mut best: Vec<&Observed> = observed.iter().collect();
-    best.sort_by_key(|thing| (health(&thing.phase), thing.generation, &thing.handle));
+    best.sort_by_key(|thing| (health(&thing.phase), std::cmp::Reverse(thing.generation), &thing.handle));
     best
 }
 

@@ -1,5 +1,6 @@
 //! The two doors of the fake cloud: the provider, and the hosts on its machines.
 
+use super::rules::Arrives;
 use super::{Cloud, Fault, Thing};
 use crate::blueprint::Blueprint;
 use crate::engine::handoff::{Epoch, EpochStore};
@@ -161,7 +162,7 @@ impl Cloud {
         let effect = {
             let mut state = self.inner.lock();
             state.pass_time();
-            state.effect(uid, request)?
+            state.effect(uid, request, Arrives::InTime)?
         };
         match fault {
             Some(Fault::LostReply) => return Err(lost()),
@@ -217,12 +218,19 @@ fn observed(thing: &Thing, things: &std::collections::BTreeMap<String, Thing>) -
         _ if thing.broken || on_broken => Phase::Broken("it does not answer".into()),
         _ => Phase::Ready,
     };
+    let mut spec = thing.spec.clone();
+    if let Some(machines) = spec.get_mut("machines").and_then(Value::as_array_mut) {
+        // Only what it truly sends to: a machine made again is another target.
+        machines.retain(|name| {
+            needed.clone().any(|machine| machine.id.kind == resources::MACHINE && Some(machine.id.name.as_str()) == name.as_str())
+        });
+    }
     Observed {
         id: thing.id.clone(),
         handle: thing.handle.clone(),
         generation: thing.generation,
         phase,
-        spec: thing.spec.clone(),
+        spec,
         outputs: json!({"address": format!("10.0.0.{}", thing.handle.len())}),
         needs: needed.map(|need| need.id.clone()).collect(),
     }

@@ -75,9 +75,14 @@ impl Faults {
         self.flying.push_back((Instant::now() + delay, uid.into(), request.clone()));
     }
 
-    pub fn landing(&mut self, now: Instant) -> Vec<(String, Request)> {
-        let (landed, flying): (VecDeque<_>, VecDeque<_>) = std::mem::take(&mut self.flying).into_iter().partition(|(at, ..)| *at <= now);
-        self.flying = flying;
-        landed.into_iter().map(|(_, uid, request)| (uid, request)).collect()
+    pub fn next_landing(&self) -> Option<Instant> {
+        self.flying.iter().map(|(at, ..)| *at).min()
+    }
+
+    /// Takes the request that lands next.
+    pub fn land(&mut self) -> (Instant, String, Request) {
+        let next = self.next_landing().expect("asked only when one is flying");
+        let place = self.flying.iter().position(|(at, ..)| *at == next).expect("just found");
+        self.flying.remove(place).expect("just found")
     }
 }

@@ -26,6 +26,8 @@ use tokio::time::Instant;
 pub struct Manners {
     /// A create's token is remembered for ever.
     pub tokens: bool,
+    /// Without tokens: the door looks for a thing of the same name and generation before it sends a create.
+    pub looks_first: bool,
     /// Requests of a lower epoch are refused.
     pub epochs: bool,
     /// Reads may show the past, as old as this.
@@ -44,7 +46,16 @@ impl Manners {
     /// The local cloud: tokens, epochs, reads what it wrote.
     pub fn strict() -> Self {
         let settle = Duration::ZERO;
-        Manners { tokens: true, epochs: true, settle, quota: 100, tags_checked: true, epochs_checked: true, dependencies_checked: true }
+        Manners {
+            tokens: true,
+            looks_first: false,
+            epochs: true,
+            settle,
+            quota: 100,
+            tags_checked: true,
+            epochs_checked: true,
+            dependencies_checked: true,
+        }
     }
     /// A public cloud: tokens, no epochs, reads lag behind.
     pub fn eventual() -> Self {
@@ -52,7 +63,7 @@ impl Manners {
     }
     /// A create without token or unique name: what the door looks up before it sends is all the protection there is.
     pub fn tokenless() -> Self {
-        Manners { tokens: false, ..Self::eventual() }
+        Manners { tokens: false, looks_first: true, ..Self::eventual() }
     }
 }
 
@@ -78,7 +89,7 @@ pub struct Call {
     pub id: Id,
     pub uid: String,
     pub epoch: u64,
-    /// What it did: `made network-1`, `same`, `refused: quota`.
+    /// What it did: `create network-0001`, `nothing there`, `refused: the quota is used up`.
     pub effect: String,
 }
 
@@ -102,6 +113,7 @@ struct State {
     epochs: BTreeMap<String, Epoch>,
     highest_epoch: BTreeMap<String, u64>,
     counter: u32,
+    moment: Option<Instant>,
     random: StdRng,
     faults: faults::Faults,
     ledger: Vec<Call>,
@@ -121,6 +133,7 @@ impl Cloud {
             epochs: BTreeMap::new(),
             highest_epoch: BTreeMap::new(),
             counter: 0,
+            moment: None,
             random: StdRng::seed_from_u64(seed),
             faults: faults::Faults::default(),
             ledger: Vec::new(),
@@ -211,21 +224,39 @@ impl State {
         format!("{kind}-{:04}", self.counter)
     }
 
-    /// Keeps the world as it was, for reads of the past.
+    /// Keeps the world as it was until now, for reads of the past.
     fn remember(&mut self) {
         if self.manners.settle.is_zero() {
             return;
         }
-        self.past.push((Instant::now(), self.things.clone()));
+        self.past.push((self.now(), self.things.clone()));
     }
 
-    /// Deletions end, and late requests land, when their time has come.
+    /// Deletions end, and late requests land, each at its own time, in order.
     fn pass_time(&mut self) {
         let now = Instant::now();
-        for request in self.faults.landing(now) {
-            let _ = self.effect(&request.0, &request.1);
+        loop {
+            let end = self.things.values().filter_map(|thing| thing.gone_at).min().filter(|end| *end <= now);
+            let landing = self.faults.next_landing().filter(|landing| *landing <= now);
+            match (end, landing) {
+                (None, None) => break,
+                (Some(end), landing) if landing.is_none_or(|landing| end <= landing) => {
+                    self.moment = Some(end);
+                    self.vanish(|thing| thing.gone_at.is_some_and(|other| other <= end));
+                }
+                _ => {
+                    let (landing, uid, request) = self.faults.land();
+                    self.moment = Some(landing);
+                    let _ = self.effect(&uid, &request, rules::Arrives::Late);
+                }
+            }
         }
-        self.vanish(|thing| thing.gone_at.is_some_and(|end| end <= now));
+        self.moment = None;
+    }
+
+    /// The moment that is being played: now, or when something happened that nobody looked at.
+    fn now(&self) -> Instant {
+        self.moment.unwrap_or_else(Instant::now)
     }
 
     /// Hosts go with their machines.

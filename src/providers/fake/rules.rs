@@ -4,18 +4,25 @@ use super::{Call, State, Thing};
 use crate::engine::plan::difference;
 use crate::engine::{HOST, Id, MACHINE, Request, Verb};
 use crate::error::{Error, Result};
+use crate::providers::resources::LOAD_BALANCER;
 use rand::RngExt;
 use serde_json::Value;
 use std::time::Duration;
-use tokio::time::Instant;
 
 /// What a request came to: the handle it is about, or nothing that exists any more.
 type Effect = Option<String>;
 
+/// Whether the door that sent a request still waits for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Arrives {
+    InTime,
+    Late,
+}
+
 impl State {
-    pub(super) fn effect(&mut self, uid: &str, request: &Request) -> Result<Effect> {
+    pub(super) fn effect(&mut self, uid: &str, request: &Request, arrives: Arrives) -> Result<Effect> {
         let result = self.fenced(uid, request).and_then(|()| match request.verb {
-            Verb::Create => self.create(uid, request),
+            Verb::Create => self.create(uid, request, arrives),
             Verb::Update | Verb::Repair => self.change(uid, request).map(Some),
             Verb::Delete => self.delete(uid, request).map(|()| None),
             Verb::Await => Ok(request.handle.clone()),
@@ -58,24 +65,33 @@ impl State {
         self.things.values().filter(|thing| thing.uid == uid && thing.id == *id && thing.gone_at.is_none()).collect()
     }
 
-    fn create(&mut self, uid: &str, request: &Request) -> Result<Effect> {
+    fn create(&mut self, uid: &str, request: &Request, arrives: Arrives) -> Result<Effect> {
         let token = format!("{uid} {}", request.token);
         if self.manners.tokens
             && let Some((handle, body)) = self.tokens.get(&token)
         {
-            if *body != request.body {
+            let made = self.things.get(handle).filter(|thing| thing.gone_at.is_none());
+            if made.is_some() && *body != request.body {
                 return Err(Error::provider("the token was used for another request"));
             }
-            return Ok(self.things.get(handle).filter(|thing| thing.gone_at.is_none()).map(|thing| thing.handle.clone()));
+            return Ok(made.map(|thing| thing.handle.clone()));
         }
-        if self.live(uid, &request.id).len() + 1 > 1 && self.manners.tokens {
+        let same = self.live(uid, &request.id).into_iter().find(|thing| thing.generation == request.generation);
+        if self.manners.looks_first
+            && arrives == Arrives::InTime
+            && let Some(same) = same
+        {
+            return Ok(Some(same.handle.clone()));
+        }
+        if !self.live(uid, &request.id).is_empty() && !self.manners.looks_first {
             self.violation(format!("a second {} was made", request.id));
         }
         if self.things.values().filter(|thing| thing.uid == uid).count() >= self.manners.quota {
             return Err(Error::provider("the quota is used up"));
         }
         let needs: Vec<String> = serde_json::from_value(request.body["needs"].clone()).unwrap_or_default();
-        let usable = |thing: &Thing| thing.gone_at.is_none() && !thing.broken && thing.ready_at <= Instant::now();
+        let now = self.now();
+        let usable = |thing: &Thing| thing.gone_at.is_none() && !thing.broken && thing.ready_at <= now;
         if let Some(need) = needs.iter().find(|need| !self.things.get(*need).is_some_and(usable)) {
             return Err(Error::provider(format!("{need} does not exist or is not ready")));
         }
@@ -84,7 +100,7 @@ impl State {
         self.remember();
         self.tokens.insert(token, (handle.clone(), request.body.clone()));
         let (id, generation, spec) = (request.id.clone(), request.generation, request.body["spec"].clone());
-        let ready_at = Instant::now() + boot;
+        let ready_at = self.now() + boot;
         let thing = Thing { handle: handle.clone(), uid: uid.into(), id, generation, spec, needs, broken: false, ready_at, gone_at: None };
         self.things.insert(handle.clone(), thing);
         Ok(Some(handle))
@@ -131,7 +147,9 @@ impl State {
             // Left to its machine's end.
             return Ok(());
         }
-        let user = |other: &&Thing| other.id.kind != HOST && other.needs.contains(&thing.handle);
+        // A load balancer's targets may go under it, as in real clouds; so may a host's machine.
+        let soft = |other: &Thing| thing.id.kind == MACHINE && matches!(other.id.kind.as_str(), HOST | LOAD_BALANCER);
+        let user = |other: &&Thing| !soft(other) && other.needs.contains(&thing.handle);
         if let Some(user) = self.things.values().find(user).filter(|_| self.manners.dependencies_checked) {
             return Err(Error::provider(format!("{} still needs {}", user.handle, thing.handle)));
         }
@@ -140,9 +158,15 @@ impl State {
         if undrained && !goes && !thing.broken {
             self.violation(format!("{} was deleted under a host that was not drained", thing.id));
         }
+        let replaced = self.wanted.get(uid).is_some_and(|wanted| wanted.iter().any(|wish| wish.id == thing.id));
+        let serving = self.things.values().any(|other| other.id.kind == LOAD_BALANCER && other.needs.contains(&thing.handle));
+        if serving && !goes && !replaced {
+            self.violation(format!("{} was deleted while a load balancer still sent to it", thing.id));
+        }
         self.remember();
         let time = Duration::from_millis(self.random.random_range(20..2000));
-        self.things.get_mut(&thing.handle).expect("just found").gone_at = Some(Instant::now() + time);
+        let end = self.now() + time;
+        self.things.get_mut(&thing.handle).expect("just found").gone_at = Some(end);
         Ok(())
     }
 

@@ -1,1 +1,0 @@
-//! The world in which tests run: faults, shuffled order, checkers.
