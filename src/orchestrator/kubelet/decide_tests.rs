@@ -1,3 +1,5 @@
+//! A pod's next step, as tables.
+
 use super::*;
 use serde_json::{Value, json};
 
