@@ -3,7 +3,7 @@
 use super::progress::Progress;
 use super::session::{Session, recorded_provider};
 use super::{logging, terminal};
-use crate::blueprint::{ProviderName, load};
+use crate::blueprint::ProviderName;
 use crate::error::{Context, Error, Kind, Result};
 use crate::providers;
 use serde_json::json;
@@ -29,7 +29,7 @@ pub struct Args {
 }
 
 pub async fn run(args: &Args) -> Result<ExitCode> {
-    let Some((name, provider)) = target(&args.target).await? else { return Ok(ExitCode::from(Kind::Input.exit_code())) };
+    let Some((name, provider)) = target(&args.target).await? else { return Ok(terminal::bad_input()) };
     logging::to_file("down", &name)?;
     let session = Session::open(&name, provider).await?;
     let world = session.way_down()?;
@@ -75,13 +75,8 @@ async fn prove(session: &Session) -> Result<()> {
 /// A path to a blueprint, or a cluster's name. A blueprint that cannot be read in full decides nothing.
 async fn target(text: &str) -> Result<Option<(String, ProviderName)>> {
     if Path::new(text).is_file() {
-        return Ok(match load::from_path(Path::new(text)) {
-            Ok(loaded) => Some((loaded.blueprint.metadata.name, loaded.blueprint.spec.provider)),
-            Err(problems) => {
-                terminal::print_problems(&problems);
-                None
-            }
-        });
+        let loaded = terminal::read_blueprint(Path::new(text));
+        return Ok(loaded.map(|loaded| (loaded.blueprint.metadata.name, loaded.blueprint.spec.provider)));
     }
     if let Some(provider) = recorded_provider(text)? {
         return Ok(Some((text.into(), provider)));

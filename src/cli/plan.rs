@@ -2,7 +2,6 @@
 
 use super::session::Session;
 use super::{logging, terminal};
-use crate::blueprint::load;
 use crate::error::{Context, Kind, Result};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -20,14 +19,7 @@ pub struct Args {
 }
 
 pub async fn run(args: &Args) -> Result<ExitCode> {
-    let loaded = match load::from_path(&args.file) {
-        Ok(loaded) => loaded,
-        Err(problems) => {
-            terminal::print_problems(&problems);
-            return Ok(ExitCode::from(Kind::Input.exit_code()));
-        }
-    };
-    terminal::print_warnings(&loaded.warnings);
+    let Some(loaded) = terminal::read_blueprint(&args.file) else { return Ok(terminal::bad_input()) };
     let name = &loaded.blueprint.metadata.name;
     logging::to_file("plan", name)?;
     let mut session = Session::open(name, loaded.blueprint.spec.provider).await?;

@@ -1,8 +1,11 @@
 //! How people are talked to: errors with cause and hint, questions, progress. stdout is data, stderr is talk.
 
 use crate::blueprint::diagnostic::Problems;
-use crate::error::Error;
+use crate::blueprint::load::{self, Loaded};
+use crate::error::{Error, Kind};
 use std::io::{BufRead, IsTerminal, Write};
+use std::path::Path;
+use std::process::ExitCode;
 
 /// Colour only where somebody sees it, and never against NO_COLOR.
 pub fn paint(code: &str, text: &str) -> String {
@@ -28,6 +31,25 @@ pub fn print_error(error: &Error) {
 /// Every mistake with its place, then how many there were.
 pub fn print_problems(problems: &Problems) {
     eprint!("{problems}");
+}
+
+/// A blueprint that can be acted on, its warnings said; or `None` after every mistake in it was.
+pub fn read_blueprint(file: &Path) -> Option<Loaded> {
+    match load::from_path(file) {
+        Ok(loaded) => {
+            print_warnings(&loaded.warnings);
+            Some(loaded)
+        }
+        Err(problems) => {
+            print_problems(&problems);
+            None
+        }
+    }
+}
+
+/// What a command exits with after `read_blueprint` has said what is wrong.
+pub fn bad_input() -> ExitCode {
+    ExitCode::from(Kind::Input.exit_code())
 }
 
 pub fn print_warnings(warnings: &[String]) {

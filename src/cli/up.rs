@@ -14,7 +14,7 @@ use super::world::hosts::all_machines;
 use super::world::served::{Watch, until_answering, until_resolving, until_served};
 use super::{logging, terminal};
 use crate::blueprint::Blueprint;
-use crate::blueprint::load::{self, Loaded};
+use crate::blueprint::load::Loaded;
 use crate::engine::handoff::Writer;
 use crate::engine::{Observed, plan::Plan};
 use crate::error::{Context, Error, Kind, Result};
@@ -43,14 +43,7 @@ pub struct Args {
 }
 
 pub async fn run(args: &Args) -> Result<ExitCode> {
-    let loaded = match load::from_path(&args.file) {
-        Ok(loaded) => loaded,
-        Err(problems) => {
-            terminal::print_problems(&problems);
-            return Ok(ExitCode::from(Kind::Input.exit_code()));
-        }
-    };
-    terminal::print_warnings(&loaded.warnings);
+    let Some(loaded) = terminal::read_blueprint(&args.file) else { return Ok(terminal::bad_input()) };
     let name = loaded.blueprint.metadata.name.clone();
     logging::to_file("up", &name)?;
     let deadline = Instant::now() + Duration::from_secs(args.timeout);
