@@ -1,7 +1,7 @@
 //! The two doors of the fake cloud: the provider, and the hosts on its machines.
 
 use super::rules::Arrives;
-use super::{Cloud, Fault, Thing};
+use super::{Cloud, Fault, Thing, Things};
 use crate::blueprint::Blueprint;
 use crate::engine::handoff::{Epoch, EpochStore};
 use crate::engine::{Action, Cluster, Door, HOST, Id, Inputs, Observed, Phase, Progress, Request, Resource, Verb};
@@ -209,7 +209,7 @@ impl Cloud {
     }
 }
 
-fn observed(thing: &Thing, things: &std::collections::BTreeMap<String, Thing>) -> Observed {
+fn observed(thing: &Thing, things: &Things) -> Observed {
     let needed = thing.needs.iter().filter_map(|need| things.get(need));
     let on_broken = thing.id.kind == HOST && needed.clone().any(|machine| machine.broken);
     let phase = match () {

@@ -82,6 +82,9 @@ pub struct Thing {
     gone_at: Option<Instant>,
 }
 
+/// By handle. Shared until changed: the past keeps a map per change.
+type Things = BTreeMap<String, Arc<Thing>>;
+
 /// One mutating call, as the cloud saw it.
 #[derive(Debug, Clone)]
 pub struct Call {
@@ -105,9 +108,9 @@ pub struct Cloud {
 
 struct State {
     manners: Manners,
-    things: BTreeMap<String, Thing>,
+    things: Things,
     /// What was there before each change, for reads of the past.
-    past: Vec<(Instant, BTreeMap<String, Thing>)>,
+    past: Vec<(Instant, Things)>,
     /// Token to handle and body; remembered after the thing is gone.
     tokens: BTreeMap<String, (String, Value)>,
     epochs: BTreeMap<String, Epoch>,
@@ -180,7 +183,7 @@ impl Cloud {
     pub fn things(&self, uid: &str) -> Vec<Thing> {
         let mut state = self.inner.lock();
         state.pass_time();
-        state.things.values().filter(|thing| thing.uid == uid).cloned().collect()
+        state.things.values().filter(|thing| thing.uid == uid).map(|thing| Thing::clone(thing)).collect()
     }
 
     /// Somebody else's thing that looks like one of ours: same kind, same name, another owner.
@@ -199,16 +202,23 @@ impl Cloud {
             ready_at,
             gone_at: None,
         };
-        state.things.insert(handle, thing);
+        state.things.insert(handle, Arc::new(thing));
     }
 
     /// Something happens to a thing that nobody asked for.
     pub fn break_thing(&self, uid: &str, id: &Id) {
         let mut state = self.inner.lock();
-        state.things.values_mut().filter(|thing| thing.uid == uid && thing.id == *id).for_each(|thing| thing.broken = true);
+        let broken = state.things.values_mut().filter(|thing| thing.uid == uid && thing.id == *id);
+        broken.for_each(|thing| Arc::make_mut(thing).broken = true);
     }
+    /// Unless it is in use: the cloud refuses that to everybody.
     pub fn remove_thing(&self, uid: &str, id: &Id) {
-        self.inner.lock().vanish(|thing| thing.uid == uid && thing.id == *id);
+        let mut state = self.inner.lock();
+        let which = |thing: &Thing| thing.uid == uid && thing.id == *id;
+        let user = |other: &Thing| state.things.values().any(|thing| which(thing) && rules::holds(other, thing));
+        if !state.things.values().any(|other| user(other)) {
+            state.vanish(which);
+        }
     }
 
     /// A moment on the wire.
@@ -229,7 +239,10 @@ impl State {
         if self.manners.settle.is_zero() {
             return;
         }
-        self.past.push((self.now(), self.things.clone()));
+        let now = self.now();
+        let settle = self.manners.settle;
+        self.past.retain(|(moment, _)| *moment + settle >= now);
+        self.past.push((now, self.things.clone()));
     }
 
     /// Deletions end, and late requests land, each at its own time, in order.
@@ -274,7 +287,7 @@ impl State {
     }
 
     /// The world as some read sees it: now, or a moment inside the settle window.
-    fn seen(&mut self) -> BTreeMap<String, Thing> {
+    fn seen(&mut self) -> Things {
         self.pass_time();
         let settle = self.manners.settle;
         if settle.is_zero() || !self.random.random_bool(0.4) {

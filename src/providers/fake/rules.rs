@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::providers::resources::LOAD_BALANCER;
 use rand::RngExt;
 use serde_json::Value;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// What a request came to: the handle it is about, or nothing that exists any more.
@@ -17,6 +18,13 @@ type Effect = Option<String>;
 pub(super) enum Arrives {
     InTime,
     Late,
+}
+
+/// Whether `other` keeps `thing` from being deleted. A load balancer's targets may go under it, as in real clouds; so may a host's
+/// machine.
+pub(super) fn holds(other: &Thing, thing: &Thing) -> bool {
+    let soft = thing.id.kind == MACHINE && matches!(other.id.kind.as_str(), HOST | LOAD_BALANCER);
+    !soft && other.needs.contains(&thing.handle)
 }
 
 impl State {
@@ -62,7 +70,7 @@ impl State {
     }
 
     fn live(&self, uid: &str, id: &Id) -> Vec<&Thing> {
-        self.things.values().filter(|thing| thing.uid == uid && thing.id == *id && thing.gone_at.is_none()).collect()
+        self.things.values().map(Arc::as_ref).filter(|thing| thing.uid == uid && thing.id == *id && thing.gone_at.is_none()).collect()
     }
 
     fn create(&mut self, uid: &str, request: &Request, arrives: Arrives) -> Result<Effect> {
@@ -91,7 +99,7 @@ impl State {
         }
         let needs: Vec<String> = serde_json::from_value(request.body["needs"].clone()).unwrap_or_default();
         let now = self.now();
-        let usable = |thing: &Thing| thing.gone_at.is_none() && !thing.broken && thing.ready_at <= now;
+        let usable = |thing: &Arc<Thing>| thing.gone_at.is_none() && !thing.broken && thing.ready_at <= now;
         if let Some(need) = needs.iter().find(|need| !self.things.get(*need).is_some_and(usable)) {
             return Err(Error::provider(format!("{need} does not exist or is not ready")));
         }
@@ -102,12 +110,12 @@ impl State {
         let (id, generation, spec) = (request.id.clone(), request.generation, request.body["spec"].clone());
         let ready_at = self.now() + boot;
         let thing = Thing { handle: handle.clone(), uid: uid.into(), id, generation, spec, needs, broken: false, ready_at, gone_at: None };
-        self.things.insert(handle.clone(), thing);
+        self.things.insert(handle.clone(), Arc::new(thing));
         Ok(Some(handle))
     }
 
     /// The thing under the request's handle, if it may be touched.
-    fn owned(&mut self, uid: &str, request: &Request) -> Result<Option<Thing>> {
+    fn owned(&mut self, uid: &str, request: &Request) -> Result<Option<Arc<Thing>>> {
         let by_handle = request.handle.as_ref().and_then(|handle| self.things.get(handle)).cloned();
         // A door that looks up by name instead of by tag takes the first that looks right.
         let by_name = || self.things.values().find(|thing| thing.id == request.id).cloned();
@@ -130,11 +138,11 @@ impl State {
             return Err(Error::transient(format!("{need} does not exist")));
         }
         self.remember();
-        let changed = self.things.get_mut(&thing.handle).expect("just found");
+        let changed = Arc::make_mut(self.things.get_mut(&thing.handle).expect("just found"));
         changed.spec = request.body["spec"].clone();
         changed.needs = needs;
         changed.broken &= request.verb != Verb::Repair;
-        Ok(thing.handle)
+        Ok(thing.handle.clone())
     }
 
     fn delete(&mut self, uid: &str, request: &Request) -> Result<()> {
@@ -147,9 +155,7 @@ impl State {
             // Left to its machine's end.
             return Ok(());
         }
-        // A load balancer's targets may go under it, as in real clouds; so may a host's machine.
-        let soft = |other: &Thing| thing.id.kind == MACHINE && matches!(other.id.kind.as_str(), HOST | LOAD_BALANCER);
-        let user = |other: &&Thing| !soft(other) && other.needs.contains(&thing.handle);
+        let user = |other: &&Arc<Thing>| holds(other, &thing);
         if let Some(user) = self.things.values().find(user).filter(|_| self.manners.dependencies_checked) {
             return Err(Error::provider(format!("{} still needs {}", user.handle, thing.handle)));
         }
@@ -166,7 +172,7 @@ impl State {
         self.remember();
         let time = Duration::from_millis(self.random.random_range(20..2000));
         let end = self.now() + time;
-        self.things.get_mut(&thing.handle).expect("just found").gone_at = Some(end);
+        Arc::make_mut(self.things.get_mut(&thing.handle).expect("just found")).gone_at = Some(end);
         Ok(())
     }
 
