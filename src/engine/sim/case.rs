@@ -62,8 +62,14 @@ pub(super) fn random(seed: u64) -> Case {
     let mut random = StdRng::seed_from_u64(seed);
     let manners = all_manners().choose(&mut random).expect("three").clone();
     let (journal_lost, then_down) = (random.random_bool(0.3), random.random_bool(0.2));
+    let mut faults = single_faults(&manners, journal_lost);
+    if !manners.tokens && journal_lost {
+        // Two late effects that neither a token nor a journal knows of make two machines of one name, and a host may already be on the
+        // one that has to go. A provider without tokens needs its journal for that; singly it is survived (see `every_single_fault`).
+        faults.retain(|fault| !matches!(fault, Fault::CrashLate(_)));
+    }
     let faults = (0..random.random_range(1..=4)).map(|_| {
-        let fault = *single_faults(&manners, journal_lost).choose(&mut random).expect("several");
+        let fault = *faults.choose(&mut random).expect("several");
         (random.random_range(0..LIFE.len()), random.random_range(0..9), fault)
     });
     Case { faults: faults.collect(), journal_lost, then_down, ..clean(manners, seed) }

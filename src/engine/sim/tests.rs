@@ -35,7 +35,7 @@ fn holds(cases: &[Case]) -> usize {
 }
 
 fn seeds() -> u64 {
-    std::env::var("KPROV_SIM_SEEDS").ok().and_then(|count| count.parse().ok()).unwrap_or(2000)
+    std::env::var("KPROV_SIM_SEEDS").ok().and_then(|count| count.parse().ok()).unwrap_or(300)
 }
 
 fn calls(manners: &Manners, seed: u64) -> [usize; LIFE.len()] {
