@@ -63,12 +63,13 @@ impl World {
         let (mut nodes, mut slices, mut namespaces) = (all.nodes.changed(), all.endpoint_slices.changed(), all.namespaces.changed());
         let (mut claims, mut volumes, mut services) = (all.claims.changed(), all.volumes.changed(), all.services.changed());
         let (mut daemons, mut blueprints, mut maps) = (all.daemon_sets.changed(), all.blueprints.changed(), all.root_ca_maps.changed());
+        let mut accounts = all.service_accounts.changed();
         let watching = async {
             while !holds(all) {
                 tokio::select! {
                     () = pods.wait() => {} () = sets.wait() => {} () = deployments.wait() => {} () = nodes.wait() => {}
                     () = slices.wait() => {} () = namespaces.wait() => {} () = claims.wait() => {} () = volumes.wait() => {}
-                    () = services.wait() => {} () = daemons.wait() => {} () = blueprints.wait() => {} () = maps.wait() => {}
+                    () = services.wait() => {} () = daemons.wait() => {} () = blueprints.wait() => {} () = maps.wait() => {} () = accounts.wait() => {}
                 }
             }
         };

@@ -273,7 +273,7 @@ impl DaemonSets {
         let Some(set) = self.informers.daemon_sets.get_key(&key) else { return Ok(None) };
         let client = &self.control.client;
         let met = self.control.expectations.met(set.uid());
-        let claim = owners::claim(&*set, self.informers.pods.list_in(&key.namespace), |pod| selects(&set, pod));
+        let claim = owners::claim(&*set, owners::candidates(&self.informers.pods, &*set), |pod| selects(&set, pod));
         let mut mine = claim.mine;
         if !claim.adopt.is_empty()
             && client.get::<DaemonSet>(&key.namespace, &key.name).await?.is_some_and(|live| live.uid() == set.uid() && !live.deleting())

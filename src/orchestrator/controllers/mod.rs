@@ -137,9 +137,9 @@ impl Informers {
     }
 
     fn index(&self) {
-        self.pods.add_index("controller", owners::controller_uid);
+        self.pods.add_index("controller", owners::controller_index);
         self.pods.add_index("node", |pod: &Pod| vec![pods::node(pod).to_string()]);
-        self.replica_sets.add_index("controller", owners::controller_uid);
+        self.replica_sets.add_index("controller", owners::controller_index);
     }
 
     /// Returns once every kind's first list has arrived: before that, absence means nothing.

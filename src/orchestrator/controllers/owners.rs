@@ -1,7 +1,7 @@
 //! Who manages what: owner references, adoption of orphans and release of strangers.
 
 use super::write::Write;
-use crate::orchestrator::client::{Kind, Object};
+use crate::orchestrator::client::{Informer, Kind, Object};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -14,9 +14,19 @@ pub fn reference<K: Kind>(owner: &impl Object) -> Value {
     })
 }
 
-/// The value of the `controller` index: the uid of what manages an object.
-pub fn controller_uid(object: &impl Object) -> Vec<String> {
-    object.controller().map(|owner| owner.uid.clone()).into_iter().collect()
+/// The `controller` index: the uid of what manages an object, or the namespace in which it is an orphan.
+pub fn controller_index(object: &impl Object) -> Vec<String> {
+    match object.controller() {
+        Some(owner) => vec![owner.uid.clone()],
+        None => vec![format!("orphans of {}", object.namespace())],
+    }
+}
+
+/// What `claim` has to look at: the owner's own, and the orphans beside it. Other owners' objects, usually the most, are not touched.
+pub fn candidates<D: Object>(all: &Informer<D>, owner: &impl Object) -> Vec<Arc<D>> {
+    let mut found = all.by_index("controller", owner.uid());
+    found.extend(all.by_index("controller", &format!("orphans of {}", owner.namespace())));
+    found
 }
 
 pub struct Claim<D> {

@@ -176,7 +176,7 @@ impl ReplicaSets {
         let Some(set) = self.informers.replica_sets.get_key(&key) else { return Ok(None) };
         let client = &self.control.client;
         let met = self.control.expectations.met(set.uid());
-        let claim = owners::claim(&*set, self.informers.pods.list_in(&key.namespace), |pod| selects(&set, pod));
+        let claim = owners::claim(&*set, owners::candidates(&self.informers.pods, &*set), |pod| selects(&set, pod));
         let mut active = claim.mine;
         active.retain(|pod| pods::is_active(pod));
 

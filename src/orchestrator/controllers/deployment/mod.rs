@@ -108,7 +108,7 @@ impl Deployments {
     /// This deployment's sets, after adoption and release.
     async fn claim(&self, deployment: &WithRaw<Deployment>) -> Result<Vec<Set>, Error> {
         let namespace = deployment.namespace();
-        let claim = owners::claim(deployment, self.informers.replica_sets.list_in(namespace), |set| selects(deployment, set));
+        let claim = owners::claim(deployment, owners::candidates(&self.informers.replica_sets, deployment), |set| selects(deployment, set));
         if !claim.adopt.is_empty()
             && self
                 .client
