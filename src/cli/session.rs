@@ -173,6 +173,11 @@ impl Session {
         }
     }
 
+    /// Whether the loop inside is the writer.
+    pub async fn is_handed_over(&self) -> Result<bool> {
+        Ok(handoff::inside(self.provider.epochs()).await?.is_some())
+    }
+
     /// From now on the loop inside acts; this command only watches.
     pub async fn hand_over(&self, ours: &Epoch) -> Result<()> {
         handoff::give(self.provider.epochs(), ours).await.map(drop)

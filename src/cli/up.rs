@@ -59,8 +59,9 @@ async fn bring_up(args: &Args, loaded: &Loaded, session: &mut Session, deadline:
     let look = world.look().await?;
     let plan = look.plan;
     let mut progress = Progress::start();
-    if !plan.is_empty() {
-        if agree(&plan, args.yes)? {
+    // A run that was killed right before the hand-off left nothing to make, but still a cluster to give to its loop.
+    if !plan.is_empty() || !session.is_handed_over().await? {
+        if !plan.is_empty() && agree(&plan, args.yes)? {
             progress.restart();
         }
         world.check(&plan).await?;
