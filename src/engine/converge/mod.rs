@@ -5,8 +5,6 @@ mod bug;
 mod look;
 mod retry;
 mod settle;
-#[cfg(test)]
-mod tests;
 
 pub(crate) use bug::Bug;
 pub use look::{Look, look};
