@@ -8,7 +8,7 @@ use rand::{RngExt, SeedableRng};
 use std::time::Duration;
 
 pub(super) fn clean(manners: Manners, seed: u64) -> Case {
-    Case { manners, seed, faults: vec![], journal_lost: false, then_down: false, bug: None }
+    Case { manners, seed, faults: vec![], journal_lost: false, then_down: false, short: false, bug: None }
 }
 
 pub(super) fn all_manners() -> [Manners; 3] {
@@ -19,8 +19,8 @@ pub(super) fn all_manners() -> [Manners; 3] {
 const LATE: Duration = Duration::from_secs(100);
 
 fn single_faults(manners: &Manners, journal_lost: bool) -> Vec<Fault> {
-    // Without a token, or without the journal that knows it, only what lands inside the settle window can be foreseen.
-    let late = if manners.tokens && !journal_lost { LATE } else { manners.settle * 9 / 10 };
+    // Without a token, or without the journal that knows it, only what lands and shows inside the settle window can be foreseen.
+    let late = if manners.tokens && !journal_lost { LATE } else { manners.settle * 4 / 10 };
     let mut faults = vec![Fault::CrashBefore, Fault::CrashAfter, Fault::CrashLate(late), Fault::Refused];
     if !journal_lost {
         faults.extend([Fault::LostRequest, Fault::LostReply, Fault::LateSuccess(late), Fault::LateSuccess(Duration::from_millis(300))]);
@@ -43,7 +43,7 @@ pub(super) fn every_single_fault(manners: &Manners, seed: u64, calls: [usize; LI
             for call in 0..count {
                 for fault in single_faults(manners, journal_lost) {
                     let faults = vec![(stage, call, fault)];
-                    cases.push(Case { journal_lost, then_down, faults, ..clean(manners.clone(), seed) });
+                    cases.push(Case { journal_lost, then_down, short: true, faults, ..clean(manners.clone(), seed) });
                 }
             }
         }
@@ -57,19 +57,19 @@ pub(super) fn every_single_fault(manners: &Manners, seed: u64, calls: [usize; LI
     cases
 }
 
+/// A create that lands long after its retries gave up, at each call of the first stage; then people give up, too.
+pub(super) fn late_beyond_all_retries(manners: &Manners, seed: u64) -> Vec<Case> {
+    let faults = |call| vec![(0, call, Fault::LateSuccess(LATE * 6)), (0, call + 1, Fault::Throttle(60))];
+    (0..9).map(|call| Case { faults: faults(call), then_down: true, short: true, ..clean(manners.clone(), seed) }).collect()
+}
+
 /// Up to four faults anywhere.
 pub(super) fn random(seed: u64) -> Case {
     let mut random = StdRng::seed_from_u64(seed);
     let manners = all_manners().choose(&mut random).expect("three").clone();
     let (journal_lost, then_down) = (random.random_bool(0.3), random.random_bool(0.2));
-    let mut faults = single_faults(&manners, journal_lost);
-    if !manners.tokens && journal_lost {
-        // Two late effects that neither a token nor a journal knows of make two machines of one name, and a host may already be on the
-        // one that has to go. A provider without tokens needs its journal for that; singly it is survived (see `every_single_fault`).
-        faults.retain(|fault| !matches!(fault, Fault::CrashLate(_)));
-    }
     let faults = (0..random.random_range(1..=4)).map(|_| {
-        let fault = *faults.choose(&mut random).expect("several");
+        let fault = *single_faults(&manners, journal_lost).choose(&mut random).expect("several");
         (random.random_range(0..LIFE.len()), random.random_range(0..9), fault)
     });
     Case { faults: faults.collect(), journal_lost, then_down, ..clean(manners, seed) }

@@ -1,6 +1,6 @@
 //! The simulation: every single fault, random mixtures, and proof that the suite notices when a guard is missing.
 
-use super::case::{all_manners, clean, every_single_fault, random};
+use super::case::{all_manners, clean, every_single_fault, late_beyond_all_retries, random};
 use super::*;
 
 /// Plays all on all cores; the first broken promise in order, and how many faults happened.
@@ -80,72 +80,81 @@ fn the_same_seed_plays_the_same() {
     (0..20).for_each(|seed| assert_eq!(trace(seed), trace(seed)));
 }
 
-/// Whether some case notices.
-fn caught(spoil: impl Fn(&mut Case)) -> Option<String> {
-    let spoiled = |mut case: Case| {
-        spoil(&mut case);
-        case
-    };
-    for manners in all_manners() {
-        let cases = every_single_fault(&manners, 5, calls(&manners, 5)).into_iter().map(spoiled);
-        if let (Some((_, promise)), _) = play_all(&cases.collect::<Vec<_>>()) {
-            return Some(promise);
-        }
-    }
-    play_all(&(0..500).map(random).map(spoiled).collect::<Vec<_>>()).0.map(|(_, promise)| promise)
+#[test]
+fn a_request_that_lands_after_everybody_gave_up_leaves_nothing() {
+    holds(
+        &all_manners()
+            .into_iter()
+            .filter(|manners| manners.tokens)
+            .flat_map(|manners| late_beyond_all_retries(&manners, 3))
+            .collect::<Vec<_>>(),
+    );
 }
 
-macro_rules! seeded_bugs {
-    ($($name:ident: $bug:ident,)*) => {$(
+/// The first promise that breaks when `spoil` takes a guard away, among the single faults that `which` keeps.
+fn caught(manners: Manners, which: impl Fn(&Case) -> bool, spoil: impl Fn(&mut Case)) -> String {
+    let calls = calls(&manners, 5);
+    let mut cases = vec![clean(manners.clone(), 5)];
+    cases.extend(every_single_fault(&manners, 5, calls).into_iter().filter(which));
+    if manners.tokens {
+        cases.extend(late_beyond_all_retries(&manners, 5));
+    }
+    cases.iter_mut().for_each(spoil);
+    let (broken, _) = play_all(&cases);
+    let (_, promise) = broken.unwrap_or_else(|| panic!("none of {} cases notices", cases.len()));
+    promise
+}
+
+macro_rules! missing_guards {
+    ($($name:ident: $bug:ident on $manners:ident at $fault:pat,)*) => {$(
         #[test]
         fn $name() {
-            let promise = caught(|case| case.bug = Some(Bug::$bug)).expect("no case notices");
-            println!("{promise}");
+            println!("{}", caught(Manners::$manners(), |case| matches!(case.faults[0].2, $fault), |case| case.bug = Some(Bug::$bug)));
         }
     )*};
 }
 
 mod a_guard_that_is_missing_is_noticed {
     use super::*;
+    use Fault::*;
 
-    seeded_bugs! {
-        order: OrderIgnored,
-        journal_before_the_call: JournalAfterCall,
-        a_durable_journal: JournalNotDurable,
-        resolving_what_is_open: PendingForgotten,
-        the_settle_window: SettleIgnored,
-        never_replacing_the_uncertain: ReplacedWhenUncertain,
-        removing_duplicates: DuplicatesKept,
-        the_same_bytes_on_retry: RetryRendersAnew,
-        the_same_bytes_on_replay: ReplayRendersAnew,
-        keeping_the_unknown_open: TransientIsFinal,
-        a_true_epoch: EpochForged,
-        stopping_when_fenced: ConflictRetried,
-        a_look_that_shows_everything: FirstQuietLookTrusted,
-        deleting_what_is_unwanted: NeverDeletes,
-        repairing_what_is_broken: BrokenIsReplaced,
-        noticing_differences: UpdatesForgotten,
-        another_look_after_each_round: OneRoundIsEnough,
+    missing_guards! {
+        order: OrderIgnored on strict at Refused,
+        journal_before_the_call: JournalAfterCall on eventual at CrashLate(_),
+        a_durable_journal: JournalNotDurable on eventual at CrashLate(_),
+        resolving_what_is_open: PendingForgotten on eventual at CrashLate(_),
+        the_settle_window: SettleIgnored on eventual at CrashAfter,
+        never_replacing_the_uncertain: ReplacedWhenUncertain on strict at CrashAfter,
+        removing_duplicates: DuplicatesKept on tokenless at LateSuccess(_),
+        the_same_bytes_on_retry: RetryRendersAnew on strict at LostReply,
+        the_same_bytes_on_replay: ReplayRendersAnew on eventual at CrashAfter,
+        keeping_the_unknown_open: TransientIsFinal on eventual at Refused,
+        a_true_epoch: EpochForged on strict at Refused,
+        stopping_when_fenced: ConflictRetried on strict at Usurped,
+        a_look_that_shows_everything: FirstQuietLookTrusted on eventual at CrashLate(_),
+        deleting_what_is_unwanted: NeverDeletes on strict at Refused,
+        repairing_what_is_broken: BrokenIsReplaced on strict at Breaks,
+        noticing_differences: UpdatesForgotten on strict at Refused,
+        another_look_after_each_round: OneRoundIsEnough on strict at Breaks,
     }
 
     /// The same for guards on the other side of the wire.
-    fn receiver(spoil: impl Fn(&mut Manners)) {
-        let promise = caught(|case| spoil(&mut case.manners)).expect("no case notices");
-        println!("{promise}");
+    fn receiver(which: impl Fn(&Case) -> bool, spoil: impl Fn(&mut Manners)) {
+        println!("{}", caught(Manners::strict(), which, |case| spoil(&mut case.manners)));
     }
 
     #[test]
     fn tokens() {
-        receiver(|manners| (manners.tokens, manners.looks_first) = (false, false));
+        receiver(|case| case.faults[0].2 == LostReply, |manners| manners.tokens = false);
     }
 
     #[test]
     fn epochs() {
-        receiver(|manners| manners.epochs_checked = false);
+        receiver(|case| matches!(case.faults[0].2, Paused(_)), |manners| manners.epochs_checked = false);
     }
 
     #[test]
     fn tags_read_again_before_a_delete() {
-        receiver(|manners| manners.tags_checked = false);
+        receiver(|case| case.faults[0].2 == Refused, |manners| manners.tags_checked = false);
     }
 }

@@ -94,6 +94,8 @@ pub struct Call {
     pub epoch: u64,
     /// What it did: `create network-0001`, `nothing there`, `refused: the quota is used up`.
     pub effect: String,
+    /// Nobody waited for it any more.
+    pub late: bool,
 }
 
 /// Shared by all doors of all clusters. Cheap to clone.
@@ -286,14 +288,14 @@ impl State {
         self.things.retain(|handle, _| !gone.contains(handle));
     }
 
-    /// The world as some read sees it: now, or a moment inside the settle window.
+    /// The world as some read sees it: now, or a moment inside the first half of the settle window (late effects have the other).
     fn seen(&mut self) -> Things {
         self.pass_time();
         let settle = self.manners.settle;
         if settle.is_zero() || !self.random.random_bool(0.4) {
             return self.things.clone();
         }
-        let moment = Instant::now() - self.random.random_range(Duration::ZERO..settle);
+        let moment = Instant::now() - self.random.random_range(Duration::ZERO..settle / 2);
         let then = self.past.iter().find(|(changed, _)| *changed > moment);
         then.map_or_else(|| self.things.clone(), |(_, things)| things.clone())
     }

@@ -41,7 +41,14 @@ impl State {
             Err(error) => format!("refused: {error}"),
         };
         if request.verb != Verb::Await {
-            self.ledger.push(Call { verb: request.verb, id: request.id.clone(), uid: uid.into(), epoch: request.epoch, effect });
+            self.ledger.push(Call {
+                verb: request.verb,
+                id: request.id.clone(),
+                uid: uid.into(),
+                epoch: request.epoch,
+                effect,
+                late: arrives == Arrives::Late,
+            });
         }
         result
     }
