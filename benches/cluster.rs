@@ -63,7 +63,7 @@ impl Bench {
     }
 
     fn kubectl(&self, arguments: &[&str]) -> String {
-        let kubeconfig = self.folder.path().join("home/clusters/bench/kubeconfig");
+        let kubeconfig = self.folder.path().join("home/clusters/local/bench/kubeconfig");
         let output = Command::new("kubectl").arg("--kubeconfig").arg(kubeconfig).args(arguments).output().expect("kubectl starts");
         assert!(output.status.success(), "kubectl {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8_lossy(&output.stdout).into_owned()

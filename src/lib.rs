@@ -17,5 +17,6 @@ pub mod error;
 pub mod lb;
 pub mod orchestrator;
 pub mod providers;
+pub mod remote;
 pub mod supervisor;
 pub mod sys;

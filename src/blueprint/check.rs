@@ -23,7 +23,6 @@ const LEAST_MEMORY: i64 = 256 << 20;
 /// kprov, containerd's own data and one image.
 const LEAST_DISK: i64 = 1 << 30;
 const LEAST_FILESYSTEM: i64 = 1 << 20;
-const PROVIDERS: [&str; 4] = ["local", "aws", "gcp", "ssh"];
 
 /// Reports what is wrong with the blueprint's meaning. `objects` are those of all its workloads that could be read.
 pub fn meaning(blueprint: &Node, objects: &[Object], report: &mut dyn Report) {
@@ -35,12 +34,6 @@ pub fn meaning(blueprint: &Node, objects: &[Object], report: &mut dyn Report) {
     machines(spec, report);
     load_balancers(spec, objects, report);
     filesystems(spec, report);
-    for (key, _) in spec.field("providers").map_or(&[][..], Node::fields) {
-        if !PROVIDERS.contains(&key.name.as_str()) {
-            let path = format!("spec.providers.{}", key.name);
-            report.report(key.place, &path, format!("unknown provider `{}`", key.name), Some(did_you_mean(&key.name, &PROVIDERS)));
-        }
-    }
 }
 
 /// What is allowed but deserves a word.

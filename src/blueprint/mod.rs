@@ -4,6 +4,7 @@ pub mod check;
 pub mod diagnostic;
 pub mod load;
 pub mod manifests;
+pub mod providers;
 pub mod quantity;
 pub mod schema;
 pub mod starter;

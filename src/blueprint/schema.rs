@@ -1,11 +1,13 @@
 //! Exactly what a person may write, as types: the source of the JSON Schema, of the reader and of the object in the cluster.
 
+use super::providers::Providers;
 use super::quantity::{self, Quantity};
 use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::fmt;
 
 pub const API_VERSION: &str = "kprov.dev/v1";
 pub const KIND: &str = "Blueprint";
@@ -60,8 +62,8 @@ pub struct Spec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub workloads: Vec<Value>,
     /// What only one provider needs, by its name; the others ignore it.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub providers: BTreeMap<String, Value>,
+    #[serde(default, skip_serializing_if = "Providers::is_empty")]
+    pub providers: Providers,
 }
 
 /// Where machines, load balancers and filesystems come from.
@@ -72,6 +74,22 @@ pub enum ProviderName {
     Aws,
     Gcp,
     Ssh,
+}
+
+impl ProviderName {
+    pub const ALL: [ProviderName; 4] = [ProviderName::Local, ProviderName::Aws, ProviderName::Gcp, ProviderName::Ssh];
+}
+
+/// As it is written in a blueprint.
+impl fmt::Display for ProviderName {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.pad(match self {
+            ProviderName::Local => "local",
+            ProviderName::Aws => "aws",
+            ProviderName::Gcp => "gcp",
+            ProviderName::Ssh => "ssh",
+        })
+    }
 }
 
 /// Who may reach SSH and the API from outside. Nothing is open by default.
@@ -244,7 +262,7 @@ mod tests {
             filesystems: vec![],
             images: vec![],
             workloads: vec![],
-            providers: BTreeMap::new(),
+            providers: Providers::default(),
         };
         let ports: Vec<_> =
             spec.node_ports().map(|(balancer, listener, node_port)| (balancer.name.as_str(), listener.port, node_port)).collect();

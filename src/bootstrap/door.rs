@@ -5,10 +5,10 @@
 
 use super::install::{self, Program};
 use super::plan;
-use super::remote::{Ssh, Target};
 use super::spec::{HostSpec, Marker};
 use crate::engine::{Action, Cluster, Door, Id, Inputs, Observed, Phase, Progress, Request, Resource, Verb};
 use crate::error::{Context, Error, Kind, Result};
+use crate::remote::{Side, Ssh, Target};
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -73,6 +73,8 @@ pub trait Drain: Send + Sync {
 pub struct HostDoor {
     pub cluster: Cluster,
     pub ssh: Ssh,
+    /// From where the machines are reached.
+    pub side: Side,
     pub program: Arc<Program>,
     pub source: Arc<dyn HostSource>,
     pub observer: Arc<dyn HostObserver>,
@@ -100,7 +102,7 @@ impl Door for HostDoor {
     }
 
     fn render(&self, action: &Action, inputs: &Inputs) -> Result<Request> {
-        let body = if action.verb == Verb::Delete { json!({"nodeName": action.id.name}) } else { install_body(action, inputs)? };
+        let body = if action.verb == Verb::Delete { json!({"nodeName": action.id.name}) } else { install_body(action, inputs, self.side)? };
         Ok(Request::of(&self.cluster, action, body))
     }
 
@@ -128,11 +130,11 @@ impl Door for HostDoor {
     }
 }
 
-fn install_body(action: &Action, inputs: &Inputs) -> Result<Value> {
+fn install_body(action: &Action, inputs: &Inputs, side: Side) -> Result<Value> {
     let machine = Id::new(MACHINE, &action.id.name);
     let failed = || format!("could not install {}", action.id.name);
     let wish = serde_json::from_value(action.spec.clone()).or_fail(Kind::Internal, failed)?;
-    let target = Target::of(inputs.get(&machine).ok_or_else(|| Error::internal(format!("{}: its machine is not there", failed())))?)?;
+    let target = Target::of(inputs.get(&machine).ok_or_else(|| Error::internal(format!("{}: its machine is not there", failed())))?, side)?;
     let body = Body { wish, target, inputs: inputs.values().cloned().collect() };
     serde_json::to_value(body).or_fail(Kind::Internal, failed)
 }
@@ -169,7 +171,7 @@ impl HostObserver for SshObserver {
 
 impl SshObserver {
     async fn look(&self, machine: &Observed) -> Result<Option<Observed>> {
-        let target = Target::of(machine)?;
+        let target = Target::of(machine, Side::Outside)?;
         let facts = async {
             let connection = self.ssh.connect(&target, GLANCE).await?;
             install::probe(&connection).await
@@ -230,7 +232,7 @@ mod tests {
         let cluster = Cluster { name: "shop".into(), uid: cluster.into() };
         let facts = Facts::parse(probe).unwrap();
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
-        let seen = judge(&cluster, &Target::of(&machine()).unwrap(), &facts, now);
+        let seen = judge(&cluster, &Target::of(&machine(), Side::Outside).unwrap(), &facts, now);
         if let Some(seen) = &seen {
             assert_eq!(seen.spec, wish().resource("worker-1", Vec::new()).spec, "{name}: an installed host equals its wish");
         }
@@ -261,10 +263,10 @@ mod tests {
             summary: String::new(),
         };
         let inputs = Inputs::from([(machine().id, machine())]);
-        let body = install_body(&action, &inputs).unwrap();
+        let body = install_body(&action, &inputs, Side::Outside).unwrap();
         let again: Body = serde_json::from_value(body).unwrap();
-        assert_eq!(again.target, Target::of(&machine()).unwrap());
+        assert_eq!(again.target, Target::of(&machine(), Side::Outside).unwrap());
         assert_eq!(again.inputs, [machine()]);
-        assert!(install_body(&action, &Inputs::new()).is_err(), "without its machine there is nothing to install");
+        assert!(install_body(&action, &Inputs::new(), Side::Outside).is_err(), "without its machine there is nothing to install");
     }
 }

@@ -3,11 +3,11 @@
 use super::facts::{self, Facts, Needs};
 use super::frame::{self, Order, Report};
 use super::plan::{self, Step, Wish};
-use super::remote::{self, Connection};
 use super::spec::{File, HostSpec, Marker};
 use super::trust::Trust;
 use crate::engine::Progress;
 use crate::error::{Context, Error, Kind, Result};
+use crate::remote::{self, Connection};
 use crate::sys::executable::Executable;
 use bytes::Bytes;
 use std::collections::BTreeMap;

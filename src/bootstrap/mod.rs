@@ -3,8 +3,8 @@
 //! ```text
 //! trust   keys and certificates of a cluster            spec   what a host should be (data)
 //! facts   what a machine is (pure, from one probe)      plan   facts + spec -> steps (pure)
-//! remote  the SSH door                                  host   the work done on the machine itself (`kprov host`)
-//! install the three conversations with one machine      door   all of it as the engine's door of kind `host`
+//! host    the work done on the machine (`kprov host`)    install the three conversations with one machine
+//! door    all of it as the engine's door of kind `host`
 //! ```
 
 pub mod door;
@@ -13,7 +13,6 @@ pub mod frame;
 pub mod host;
 pub mod install;
 pub mod plan;
-pub mod remote;
 pub mod spec;
 pub mod template;
 pub mod trust;

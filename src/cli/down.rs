@@ -1,11 +1,12 @@
 //! `kprov down FILE|NAME`: the loop is fenced, everything of the cluster goes, and a fresh look proves it.
 
 use super::progress::Progress;
-use super::session::{Session, recorded_provider};
+use super::session::Session;
+use super::state::{self, Named};
 use super::{logging, terminal};
 use crate::blueprint::ProviderName;
 use crate::error::{Context, Error, Kind, Result};
-use crate::providers;
+use crate::providers::{self, Settings};
 use serde_json::json;
 use std::path::Path;
 use std::process::ExitCode;
@@ -17,6 +18,9 @@ pub struct Args {
     /// The cluster's name, or its blueprint
     #[arg(value_name = "FILE|NAME")]
     target: String,
+    /// With a name: its provider, where clusters of this name are on several or its state is lost
+    #[arg(long, value_parser = state::provider_name)]
+    provider: Option<ProviderName>,
     /// Do not ask before doing what the plan says
     #[arg(short, long)]
     yes: bool,
@@ -29,9 +33,9 @@ pub struct Args {
 }
 
 pub async fn run(args: &Args) -> Result<ExitCode> {
-    let Some((name, provider)) = target(&args.target).await? else { return Ok(terminal::bad_input()) };
+    let Some((name, settings)) = target(args).await? else { return Ok(terminal::bad_input()) };
     logging::to_file("down", &name)?;
-    let session = Session::open(&name, provider).await?;
+    let session = Session::open(&name, settings).await?;
     let world = session.way_down()?;
     let look = world.look().await?;
     let mut progress = Progress::start();
@@ -73,18 +77,20 @@ async fn prove(session: &Session) -> Result<()> {
 }
 
 /// A path to a blueprint, or a cluster's name. A blueprint that cannot be read in full decides nothing.
-async fn target(text: &str) -> Result<Option<(String, ProviderName)>> {
+async fn target(args: &Args) -> Result<Option<(String, Settings)>> {
+    let text = &args.target;
     if Path::new(text).is_file() {
         let loaded = terminal::read_blueprint(Path::new(text));
-        return Ok(loaded.map(|loaded| (loaded.blueprint.metadata.name, loaded.blueprint.spec.provider)));
+        return Ok(loaded.map(|loaded| (loaded.blueprint.metadata.name.clone(), Settings::of(&loaded.blueprint))));
     }
-    if let Some(provider) = recorded_provider(text)? {
-        return Ok(Some((text.into(), provider)));
+    if let Some(record) = (Named { name: text.clone(), provider: args.provider }).recorded()? {
+        return Ok(Some((record.cluster.name, record.settings)));
     }
-    for provider in providers::ALL {
-        if providers::find(*provider, text)?.is_some() {
-            return Ok(Some((text.into(), *provider)));
-        }
+    // Without a record only this host is searched, or what the flag names: an account is not looked through unasked.
+    let settings = Settings::plain(args.provider.unwrap_or(ProviderName::Local));
+    if providers::find(&settings, text).await?.is_some() {
+        return Ok(Some((text.clone(), settings)));
     }
-    Err(Error::input(format!("could not find a cluster or a file called {text:?}")).hint("kprov list shows the clusters"))
+    Err(Error::input(format!("could not find a cluster or a file called {text:?}"))
+        .hint("kprov list shows the clusters; a blueprint's file, or --provider, finds one whose state is lost"))
 }

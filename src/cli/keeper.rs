@@ -7,7 +7,6 @@ use super::world::hosts::{Hosts, all_machines};
 use super::world::{host_door, nodes, waiting};
 use crate::blueprint::{Blueprint, schema::Metadata};
 use crate::bootstrap::install::Program;
-use crate::bootstrap::remote::Ssh;
 use crate::bootstrap::spec::PROVIDER_FILE;
 use crate::bootstrap::trust::Trust;
 use crate::engine::converge::{Options, Step, step};
@@ -22,6 +21,7 @@ use crate::orchestrator::controllers::Informers;
 use crate::orchestrator::controllers::service_load_balancer::{self, Wanted};
 use crate::providers::resources::{LOAD_BALANCER, ListenerSpec, LoadBalancerSpec};
 use crate::providers::{self, Context, Provider};
+use crate::remote::Ssh;
 use k8s_openapi::api::core::v1::{Node, Service};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -72,7 +72,8 @@ impl Keeper {
         let trust = Trust::load(&config.pki, SystemTime::now())?.ok_or_else(|| Error::host("could not find the cluster's keys"))?;
         let trust = Arc::new(trust);
         let secret: Value = serde_json::from_str(&credentials).or_fail(Kind::Host, || format!("could not read {PROVIDER_FILE}"))?;
-        let provider = providers::from_credentials(&secret)?;
+        let provider = providers::from_credentials(&secret).await?;
+        provider.hold_key(&trust.ssh.private);
         let hosts = Hosts { trust: trust.clone(), program: Program::current()?, provider: provider.clone(), images: Vec::new() };
         let ssh = Ssh::open(&config.data, &trust.ssh)?;
         let doors: Vec<Arc<dyn Door>> = vec![provider.clone(), host_door::inside(ssh, hosts.clone(), client.clone())];
@@ -113,7 +114,7 @@ impl Keeper {
         let Some(object) = self.blueprints.get("", &self.hosts.trust.cluster.name) else { return Ok(REST) };
         let blueprint = blueprint(&object);
         let services = self.informers.services.list();
-        let desired = self.desired(&blueprint, &services)?;
+        let desired = self.desired(&blueprint, &services).await?;
         let mut options = Options::new(epoch);
         options.cancel = cancel.clone();
         options.keep_going = true;
@@ -124,13 +125,13 @@ impl Keeper {
         Ok(if ended.plan.is_empty() { REST } else { AGAIN })
     }
 
-    fn desired(&self, blueprint: &Blueprint, services: &[Arc<Service>]) -> Result<Vec<Resource>> {
+    async fn desired(&self, blueprint: &Blueprint, services: &[Arc<Service>]) -> Result<Vec<Resource>> {
         let context = Context {
             cluster: self.hosts.trust.cluster.clone(),
             ssh_public_key: self.hosts.trust.ssh.public.clone(),
             service_load_balancers: service_load_balancer::wanted(services).into_iter().map(balancer).collect(),
         };
-        let mut desired = self.provider.resources(blueprint, &context)?;
+        let mut desired = self.provider.resources(blueprint, &context).await?;
         desired.extend(self.hosts.resources(blueprint));
         Ok(desired)
     }

@@ -3,34 +3,41 @@
 use super::state;
 use crate::blueprint::ProviderName;
 use crate::error::{Context, Kind, Result};
-use crate::providers;
-use crate::sys::paths;
+use crate::providers::{self, Settings};
 use serde_json::json;
 use std::collections::BTreeMap;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
+    /// Also search this provider's account, where its usual environment points
+    #[arg(long, value_parser = state::provider_name)]
+    provider: Option<ProviderName>,
     /// Print as JSON
     #[arg(short, long, value_parser = ["json"])]
     output: Option<String>,
 }
 
 pub async fn run(args: &Args) -> Result<()> {
-    let mut clusters: BTreeMap<String, (ProviderName, String, bool)> = BTreeMap::new();
-    for provider in providers::ALL {
-        for cluster in providers::clusters(*provider)? {
-            clusters.insert(cluster.name, (*provider, cluster.uid, true));
-        }
+    let records = state::all();
+    let mut clusters: BTreeMap<(String, ProviderName), (String, &str)> = BTreeMap::new();
+    for record in &records {
+        clusters.insert((record.cluster.name.clone(), record.settings.provider), (record.cluster.uid.clone(), "remembered"));
     }
-    for name in state::names() {
-        if let Some(record) = state::record(&paths::cluster(&name))? {
-            clusters.entry(name).or_insert((record.provider, record.cluster.uid, false));
+    // This host always; an account where this operator has a cluster, or asks for it.
+    let mut places: Vec<Settings> = records.into_iter().map(|record| record.settings).collect();
+    places.extend(args.provider.iter().copied().chain([ProviderName::Local]).map(Settings::plain));
+    places.sort_by_key(|settings| (settings.provider, settings.location.clone()));
+    places.dedup();
+    for settings in &places {
+        match providers::clusters(settings).await {
+            Ok(found) => clusters.extend(found.into_iter().map(|cluster| ((cluster.name, settings.provider), (cluster.uid, "exists")))),
+            Err(error) => eprintln!("could not ask {}: {}", settings.provider, error.chain()),
         }
     }
     if args.output.is_some() {
         let rows: Vec<_> = clusters
             .iter()
-            .map(|(name, (provider, uid, exists))| json!({"name": name, "provider": provider, "uid": uid, "exists": exists}))
+            .map(|((name, provider), (uid, state))| json!({"name": name, "provider": provider, "uid": uid, "exists": *state == "exists"}))
             .collect();
         println!("{}", serde_json::to_string_pretty(&rows).or_fail(Kind::Internal, || "could not print the clusters")?);
         return Ok(());
@@ -40,9 +47,8 @@ pub async fn run(args: &Args) -> Result<()> {
         return Ok(());
     }
     println!("{:<24} {:<10} {:<38} STATE", "NAME", "PROVIDER", "UID");
-    for (name, (provider, uid, exists)) in clusters {
-        let provider = format!("{provider:?}").to_lowercase();
-        println!("{name:<24} {provider:<10} {uid:<38} {}", if exists { "exists" } else { "only remembered" });
+    for ((name, provider), (uid, state)) in clusters {
+        println!("{name:<24} {provider:<10} {uid:<38} {state}");
     }
     Ok(())
 }

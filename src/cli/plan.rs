@@ -3,6 +3,7 @@
 use super::session::Session;
 use super::{logging, terminal};
 use crate::error::{Context, Kind, Result};
+use crate::providers::Settings;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -22,7 +23,7 @@ pub async fn run(args: &Args) -> Result<ExitCode> {
     let Some(loaded) = terminal::read_blueprint(&args.file) else { return Ok(terminal::bad_input()) };
     let name = &loaded.blueprint.metadata.name;
     logging::to_file("plan", name)?;
-    let mut session = Session::open(name, loaded.blueprint.spec.provider).await?;
+    let mut session = Session::open(name, Settings::of(&loaded.blueprint)).await?;
     session.borrow_trust().await?;
     let world = session.world(&loaded.blueprint, &loaded.images).await?;
     let plan = world.look().await?.plan;

@@ -2,20 +2,20 @@
 
 use super::state::{self, Record, State};
 use super::world::blueprint_door::{self, BlueprintDoor};
-use super::world::hosts::{Hosts, private_address};
+use super::world::hosts::Hosts;
 use super::world::outside::{Outside, desired};
 use super::world::{host_door, images, recover};
-use crate::blueprint::{Blueprint, ProviderName};
+use crate::blueprint::Blueprint;
 use crate::bootstrap::install::Program;
-use crate::bootstrap::remote::Ssh;
 use crate::bootstrap::trust::Trust;
 use crate::engine::handoff::{self, Epoch, Wish, Writer};
 use crate::engine::journal::{FileJournal, wall_clock};
 use crate::engine::{Cluster, Observed};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::orchestrator::client::Client;
-use crate::providers::{self, Context, Provider};
-use crate::sys::{files, paths};
+use crate::providers::{self, Context, Provider, Settings};
+use crate::remote::{Side, Ssh, address};
+use crate::sys::files;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -27,7 +27,7 @@ pub struct Session {
     pub cluster: Cluster,
     pub provider: Arc<dyn Provider>,
     pub cancel: CancellationToken,
-    provider_name: ProviderName,
+    settings: Settings,
     folder: PathBuf,
     /// Held by commands that may change the cluster.
     state: Option<State>,
@@ -42,34 +42,36 @@ const ASK_AGAIN: Duration = Duration::from_millis(100);
 
 impl Session {
     /// Finds the cluster by the operator's record, else by the provider's own tags, else names a new one. Nothing is made yet.
-    pub async fn open(name: &str, provider_name: ProviderName) -> Result<Session> {
-        let state = State::open(name)?;
-        Self::reach(name, provider_name, Some(state)).await
+    pub async fn open(name: &str, settings: Settings) -> Result<Session> {
+        let state = State::open(settings.provider, name)?;
+        Self::reach(name, settings, Some(state)).await
     }
 
     /// For a look that changes nothing: no lock, so it works beside a running `up`.
-    pub async fn view(name: &str, provider_name: ProviderName) -> Result<Session> {
-        Self::reach(name, provider_name, None).await
+    pub async fn view(record: Record) -> Result<Session> {
+        Self::reach(&record.cluster.name, record.settings, None).await
     }
 
-    async fn reach(name: &str, provider_name: ProviderName, state: Option<State>) -> Result<Session> {
-        let folder = paths::cluster(name);
-        let record = state::record(&folder)?.filter(|record| record.provider == provider_name);
-        let known = match record {
-            Some(record) => Some(record.cluster),
-            None => providers::find(provider_name, name)?,
+    async fn reach(name: &str, settings: Settings, state: Option<State>) -> Result<Session> {
+        let folder = state::folder(settings.provider, name);
+        let known = match state::record(&folder)? {
+            Some(record) => {
+                same_place(&record, &settings)?;
+                Some(record.cluster)
+            }
+            None => providers::find(&settings, name).await?,
         };
         let fresh = known.is_none();
         let cluster = known.unwrap_or_else(|| Cluster { name: name.into(), uid: uuid::Uuid::new_v4().to_string() });
-        let provider = providers::connect(provider_name, &cluster)?;
+        let provider = providers::connect(&settings, &cluster).await?;
         let cancel = super::interrupted_once()?;
-        Ok(Session { cluster, provider, cancel, provider_name, folder, state, trust: None, fresh })
+        Ok(Session { cluster, provider, cancel, settings, folder, state, trust: None, fresh })
     }
 
     /// The cluster's keys: from the state folder, else read back from a control plane that has them, else made now and kept.
     pub async fn establish_trust(&mut self) -> Result<()> {
         let state = self.state.as_ref().ok_or_else(|| Error::internal("a look must not make keys"))?;
-        state.save(&Record { cluster: self.cluster.clone(), provider: self.provider_name })?;
+        state.save(&Record { cluster: self.cluster.clone(), settings: self.settings.clone() })?;
         self.fresh = false;
         let folder = self.folder.join("pki");
         let trust = match self.known_trust().await? {
@@ -77,6 +79,7 @@ impl Session {
             None => Trust::create(&self.cluster, SystemTime::now())?,
         };
         trust.save(&folder)?;
+        self.provider.hold_key(&trust.ssh.private);
         self.trust = Some(Arc::new(trust));
         Ok(())
     }
@@ -117,7 +120,7 @@ impl Session {
             ssh_public_key: trust.ssh.public.clone(),
             service_load_balancers: self.service_load_balancers().await?,
         };
-        let desired = desired(blueprint, self.provider.as_ref(), &context, &hosts)?;
+        let desired = desired(blueprint, self.provider.as_ref(), &context, &hosts).await?;
         let ssh = self.ssh()?;
         let blueprint_door = BlueprintDoor::new(trust.clone(), Some(blueprint.clone()));
         Ok(Outside {
@@ -192,7 +195,7 @@ impl Session {
                 return Ok(false);
             }
             if let Some(machine) = blueprint_door::control_plane(&observed) {
-                let client = blueprint_door::api(self.trust()?, private_address(machine)?)?;
+                let client = blueprint_door::api(self.trust()?, address(machine, Side::Outside)?)?;
                 if let Ok(Ok(_)) = tokio::time::timeout_at(deadline, client.get_value("/version")).await {
                     return Ok(true);
                 }
@@ -207,7 +210,7 @@ impl Session {
 
     /// The API as administrator, at the control plane that works.
     pub fn api(&self, observed: &[Observed]) -> Result<Client> {
-        blueprint_door::api(self.trust()?, private_address(self.control_plane(observed)?)?)
+        blueprint_door::api(self.trust()?, address(self.control_plane(observed)?, Side::Outside)?)
     }
 
     fn control_plane<'a>(&self, observed: &'a [Observed]) -> Result<&'a Observed> {
@@ -222,7 +225,7 @@ impl Session {
     }
 
     pub fn save_kubeconfig(&self, observed: &[Observed]) -> Result<()> {
-        let address = private_address(self.control_plane(observed)?)?;
+        let address = address(self.control_plane(observed)?, Side::Outside)?;
         let server = format!("https://{}", SocketAddr::new(address, crate::orchestrator::config::API_PORT));
         let text = self.trust()?.kubeconfig(&server);
         let path = self.kubeconfig();
@@ -250,7 +253,13 @@ fn owner() -> String {
     format!("cli:{host}:{}", std::process::id())
 }
 
-/// The provider that a cluster's record names; for commands that are given a name alone.
-pub fn recorded_provider(name: &str) -> Result<Option<ProviderName>> {
-    Ok(state::record(&paths::cluster(name))?.map(|record| record.provider))
+/// A cluster does not move: another place would be another cluster, and the first would be forgotten while it costs money.
+fn same_place(record: &Record, settings: &Settings) -> Result<()> {
+    if record.settings.location == settings.location {
+        return Ok(());
+    }
+    let place = |settings: &Settings| settings.location.clone().unwrap_or_else(|| "the provider's default location".into());
+    let name = &record.cluster.name;
+    Err(Error::input(format!("could not move cluster {name} from {} to {}", place(&record.settings), place(settings)))
+        .hint(format!("take it away first (kprov down {name}), or give the blueprint another name")))
 }

@@ -1,15 +1,16 @@
 //! `kprov ssh NAME MACHINE [-- CMD...]`: a shell on a machine, with its key pinned and no question asked.
 
-use super::session::{Session, recorded_provider};
-use crate::bootstrap::remote::Target;
+use super::session::Session;
+use super::state::Named;
 use crate::engine::MACHINE;
 use crate::error::{Context, Error, Kind, Result};
+use crate::remote::{Side, Target};
 use std::process::{Command, ExitCode};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The cluster
-    name: String,
+    #[command(flatten)]
+    cluster: Named,
     /// The machine, e.g. worker-1
     machine: String,
     /// A command to run there instead of a shell
@@ -18,21 +19,17 @@ pub struct Args {
 }
 
 pub async fn run(args: &Args) -> Result<ExitCode> {
-    let provider = recorded_provider(&args.name)?.ok_or_else(|| {
-        Error::input(format!("could not find cluster {}", args.name))
-            .hint("kprov list shows the clusters; kprov up FILE finds lost state again")
-    })?;
-    let mut session = Session::view(&args.name, provider).await?;
+    let mut session = Session::view(args.cluster.record()?).await?;
     session.borrow_trust().await?;
     let observed = session.observe_provider().await?;
     let machines: Vec<_> = observed.iter().filter(|thing| thing.id.kind == MACHINE).collect();
     let machine = machines.iter().find(|machine| machine.id.name == args.machine).ok_or_else(|| {
         let names: Vec<&str> = machines.iter().map(|machine| machine.id.name.as_str()).collect();
-        Error::input(format!("could not find machine {} in cluster {}", args.machine, args.name))
+        Error::input(format!("could not find machine {} in cluster {}", args.machine, session.cluster.name))
             .hint(format!("its machines: {}", names.join(", ")))
     })?;
     let ssh = session.ssh()?;
-    ssh.know(&Target::of(machine)?)?;
+    ssh.know(&Target::of(machine, Side::Outside)?)?;
     let status = Command::new("ssh")
         .arg("-F")
         .arg(ssh.config_file())

@@ -1,18 +1,19 @@
 //! The operator's folder for one cluster: a cache, the journal and keys. Truth is in the provider; losing this folder costs one look-up.
 //!
 //! ```text
-//! $KPROV_HOME/clusters/<name>/cluster.json    name, uid, provider             0600
-//!                            /journal         intent before effect
-//!                            /pki/            the cluster's authority         0700
-//!                            /ssh/            key, known_hosts, ssh_config    0700
-//!                            /kubeconfig      admin                           0600
-//!                            /lock            one `kprov up` or `down` at a time on this host
+//! $KPROV_HOME/clusters/<provider>/<name>/cluster.json    name, uid, settings  0600
+//!                                       /journal         intent before effect
+//!                                       /pki/            the cluster's authority         0700
+//!                                       /ssh/            key, known_hosts, ssh_config    0700
+//!                                       /kubeconfig      admin                           0600
+//!                                       /lock            one `kprov up` or `down` at a time on this host
 //! $KPROV_HOME/log/<command>-<name>.log         the full log of the last runs
 //! ```
 
 use crate::blueprint::ProviderName;
 use crate::engine::Cluster;
 use crate::error::{Context, Error, Kind, Result};
+use crate::providers::Settings;
 use crate::sys::{files, paths};
 use serde::{Deserialize, Serialize};
 use std::fs;
@@ -23,7 +24,7 @@ use std::path::{Path, PathBuf};
 #[serde(rename_all = "camelCase")]
 pub struct Record {
     pub cluster: Cluster,
-    pub provider: ProviderName,
+    pub settings: Settings,
 }
 
 /// One cluster's folder, locked against a second command on this host while it lives.
@@ -35,8 +36,8 @@ pub struct State {
 
 impl State {
     /// Makes the folder when it is not there. Fails at once when another command holds it.
-    pub fn open(name: &str) -> Result<State> {
-        let folder = paths::cluster(name);
+    pub fn open(provider: ProviderName, name: &str) -> Result<State> {
+        let folder = folder(provider, name);
         private_folder(&folder)?;
         let lock = files::Lock::try_take(&folder.join("lock"))
             .or_fail(Kind::Host, || format!("could not lock {}", folder.display()))?
@@ -68,12 +69,54 @@ pub fn record(folder: &Path) -> Result<Option<Record>> {
     }
 }
 
-/// Names of the clusters that this operator has state of.
-pub fn names() -> Vec<String> {
-    let entries = fs::read_dir(paths::home().join("clusters")).into_iter().flatten().flatten();
-    let mut names: Vec<String> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
-    names.sort();
-    names
+/// The folder of one cluster.
+pub fn folder(provider: ProviderName, name: &str) -> PathBuf {
+    paths::cluster(&provider.to_string(), name)
+}
+
+/// Every cluster that this operator has state of, by name.
+pub fn all() -> Vec<Record> {
+    let folders = |path: PathBuf| fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
+    let records = folders(paths::clusters()).flat_map(folders).filter_map(|folder| record(&folder).ok().flatten());
+    let mut records: Vec<Record> = records.collect();
+    records.sort_by(|a, b| (&a.cluster.name, a.settings.provider).cmp(&(&b.cluster.name, b.settings.provider)));
+    records
+}
+
+/// Which cluster a command means that is given a name, and a provider where a name alone is not enough.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Named {
+    /// The cluster
+    pub name: String,
+    /// Its provider, where clusters of this name are on several
+    #[arg(long, value_parser = provider_name)]
+    pub provider: Option<ProviderName>,
+}
+
+pub fn provider_name(text: &str) -> std::result::Result<ProviderName, String> {
+    let known = ProviderName::ALL.into_iter().find(|provider| provider.to_string() == text);
+    known.ok_or_else(|| format!("one of {}", ProviderName::ALL.map(|provider| provider.to_string()).join(", ")))
+}
+
+impl Named {
+    /// The operator's record of it; an error that says what to do when there is none, or more than one.
+    pub fn record(&self) -> Result<Record> {
+        self.recorded()?.ok_or_else(|| {
+            Error::input(format!("could not find cluster {}", self.name))
+                .hint("kprov list shows the clusters; kprov up FILE finds lost state again")
+        })
+    }
+
+    pub fn recorded(&self) -> Result<Option<Record>> {
+        let meant = |record: &Record| record.cluster.name == self.name && self.provider.is_none_or(|one| one == record.settings.provider);
+        let mut found: Vec<Record> = all().into_iter().filter(meant).collect();
+        if found.len() > 1 {
+            let providers: Vec<String> = found.iter().map(|record| record.settings.provider.to_string()).collect();
+            return Err(Error::input(format!("clusters called {} are on several providers", self.name))
+                .hint(format!("say which one: --provider {}", providers.join(" or --provider "))));
+        }
+        Ok(found.pop())
+    }
 }
 
 /// 0700 from its first moment.

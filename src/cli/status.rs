@@ -1,12 +1,12 @@
 //! `kprov status [NAME]`: one screen: what is wanted, what is, what it waits for and why.
 
-use super::session::{Session, recorded_provider};
-use super::state;
+use super::session::Session;
+use super::state::{self, Named, Record};
 use super::terminal::paint;
 use super::world::hosts::all_machines;
 use super::world::served::Watch;
 use super::world::waiting::{Waiting, is_ready, keeping, waiting};
-use crate::blueprint::{Blueprint, schema::Metadata};
+use crate::blueprint::{Blueprint, ProviderName, schema::Metadata};
 use crate::engine::{Observed, Phase};
 use crate::error::{Context, Error, Kind, Result};
 use crate::orchestrator::client::blueprint::BlueprintObject;
@@ -23,6 +23,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub struct Args {
     /// The cluster; without it, the only one there is
     name: Option<String>,
+    /// Its provider, where clusters of this name are on several
+    #[arg(long, value_parser = state::provider_name)]
+    provider: Option<ProviderName>,
     /// Print as JSON
     #[arg(short, long, value_parser = ["json"])]
     output: Option<String>,
@@ -45,14 +48,12 @@ struct Inside {
 }
 
 pub async fn run(args: &Args) -> Result<ExitCode> {
-    let name = match &args.name {
-        Some(name) => name.clone(),
+    let record = match &args.name {
+        Some(name) => Named { name: name.clone(), provider: args.provider }.record()?,
         None => only_one()?,
     };
-    let provider = recorded_provider(&name)?.ok_or_else(|| {
-        Error::input(format!("could not find cluster {name}")).hint("kprov list shows the clusters; kprov up FILE finds lost state again")
-    })?;
-    let mut session = Session::view(&name, provider).await?;
+    let name = record.cluster.name.clone();
+    let mut session = Session::view(record).await?;
     session.borrow_trust().await?;
     let things = session.observe_provider().await?;
     let inside = match tokio::time::timeout(PATIENCE, look_inside(&session, &things)).await {
@@ -70,12 +71,15 @@ pub async fn run(args: &Args) -> Result<ExitCode> {
     Ok(if well { ExitCode::SUCCESS } else { ExitCode::from(Kind::Timeout.exit_code()) })
 }
 
-fn only_one() -> Result<String> {
-    let names = state::names();
-    match names.as_slice() {
-        [name] => Ok(name.clone()),
+fn only_one() -> Result<Record> {
+    let records = state::all();
+    match records.as_slice() {
+        [record] => Ok(record.clone()),
         [] => Err(Error::input("there is no cluster yet").hint("kprov init > shop.yaml && kprov up shop.yaml")),
-        several => Err(Error::input("there is more than one cluster").hint(format!("name one of: {}", several.join(", ")))),
+        several => {
+            let names: Vec<&str> = several.iter().map(|record| record.cluster.name.as_str()).collect();
+            Err(Error::input("there is more than one cluster").hint(format!("name one of: {}", names.join(", "))))
+        }
     }
 }
 

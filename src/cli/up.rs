@@ -19,6 +19,7 @@ use crate::engine::handoff::Writer;
 use crate::engine::{Observed, plan::Plan};
 use crate::error::{Context, Error, Kind, Result};
 use crate::orchestrator::client::Client;
+use crate::providers::Settings;
 use crate::providers::resources::LOAD_BALANCER;
 use serde_json::{Value, json};
 use std::net::{IpAddr, SocketAddr};
@@ -47,7 +48,7 @@ pub async fn run(args: &Args) -> Result<ExitCode> {
     let name = loaded.blueprint.metadata.name.clone();
     logging::to_file("up", &name)?;
     let deadline = Instant::now() + Duration::from_secs(args.timeout);
-    let mut session = Session::open(&name, loaded.blueprint.spec.provider).await?;
+    let mut session = Session::open(&name, Settings::of(&loaded.blueprint)).await?;
     session.establish_trust().await?;
     let result = bring_up(args, &loaded, &mut session, deadline).await;
     result.map(|()| ExitCode::SUCCESS)

@@ -16,11 +16,12 @@ use tokio::time::Instant;
 
 /// Runs every story in clusters `a` and `b`. `make` gives the provider's door of a cluster, as a new process would get it.
 pub async fn run<P: Provider>(make: impl AsyncFn(&Cluster) -> P, a: &Cluster, b: &Cluster, ssh_public_key: &str) {
-    let (first, second) = (Subject::new(make(a).await, a, ssh_public_key), Subject::new(make(b).await, b, ssh_public_key));
+    let first = Subject::new(make(a).await, a, ssh_public_key).await;
+    let second = Subject::new(make(b).await, b, ssh_public_key).await;
     first.is_empty("before anything").await;
     let requests = first.everything_is_made_in_order_and_seen().await;
     first.the_same_request_again_makes_nothing(&requests).await;
-    Subject::new(make(a).await, a, ssh_public_key).another_process_sees_the_same(&first).await;
+    Subject::new(make(a).await, a, ssh_public_key).await.another_process_sees_the_same(&first).await;
     first.what_is_needed_cannot_be_deleted().await;
     first.a_change_in_place_keeps_the_thing().await;
     second.is_empty("while another cluster lives").await;
@@ -42,9 +43,9 @@ struct Subject<P> {
 }
 
 impl<P: Provider> Subject<P> {
-    fn new(provider: P, cluster: &Cluster, ssh_public_key: &str) -> Self {
+    async fn new(provider: P, cluster: &Cluster, ssh_public_key: &str) -> Self {
         let context = Context { cluster: cluster.clone(), ssh_public_key: ssh_public_key.into(), service_load_balancers: vec![] };
-        let resources = provider.resources(&blueprint(&cluster.name), &context).expect("a small blueprint expands");
+        let resources = provider.resources(&blueprint(&cluster.name), &context).await.expect("a small blueprint expands");
         Subject { provider, resources }
     }
 

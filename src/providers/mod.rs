@@ -9,24 +9,57 @@ pub mod resources;
 use crate::blueprint::{Blueprint, ProviderName};
 use crate::engine::handoff::EpochStore;
 use crate::engine::{Cluster, Door, Observed, Resource};
-use crate::error::{Error, Result};
+use crate::error::{Context as _, Error, Kind, Result};
 use async_trait::async_trait;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::sync::Arc;
 
-/// The providers of this build.
-pub const ALL: &[ProviderName] = &[ProviderName::Local];
+/// Which provider, and what it needs to be found: from the blueprint, kept in the operator's record, given to the loop inside.
+/// Nothing secret.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Settings {
+    pub provider: ProviderName,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub location: Option<String>,
+    /// `spec.providers.<name>` of the blueprint, as checked by the provider's own schema.
+    #[serde(default, skip_serializing_if = "Value::is_null")]
+    pub own: Value,
+}
+
+impl Settings {
+    pub fn of(blueprint: &Blueprint) -> Self {
+        let provider = blueprint.spec.provider;
+        let sections = serde_json::to_value(&blueprint.spec.providers).unwrap_or_default();
+        Settings { provider, location: blueprint.spec.location.clone(), own: sections[provider.to_string()].clone() }
+    }
+
+    /// Without a blueprint: the provider's defaults (its usual environment and configuration files).
+    pub fn plain(provider: ProviderName) -> Self {
+        Settings { provider, location: None, own: Value::Null }
+    }
+
+    /// The provider's own section as its type; one that is absent reads as its default.
+    pub fn own<T: DeserializeOwned + Default>(&self) -> Result<T> {
+        if self.own.is_null() {
+            return Ok(T::default());
+        }
+        T::deserialize(&self.own).or_fail(Kind::Input, || format!("could not read spec.providers.{}", self.provider))
+    }
+}
 
 /// The one list that names them: the provider of a cluster, for the command line.
-pub fn connect(name: ProviderName, cluster: &Cluster) -> Result<Arc<dyn Provider>> {
-    match name {
+pub async fn connect(settings: &Settings, cluster: &Cluster) -> Result<Arc<dyn Provider>> {
+    match settings.provider {
         ProviderName::Local => Ok(Arc::new(local::Local::connect(cluster))),
         other => Err(absent(other)),
     }
 }
 
 /// The same for the loop inside the cluster, from what `loop_credentials` gave.
-pub fn from_credentials(credentials: &Value) -> Result<Arc<dyn Provider>> {
+pub async fn from_credentials(credentials: &Value) -> Result<Arc<dyn Provider>> {
     match credentials["provider"].as_str() {
         Some("local") => Ok(Arc::new(local::Local::from_credentials(&credentials["credentials"])?)),
         other => Err(Error::input(format!("could not use the credentials of provider {other:?}: this build does not have it"))),
@@ -34,15 +67,15 @@ pub fn from_credentials(credentials: &Value) -> Result<Arc<dyn Provider>> {
 }
 
 /// Clusters that exist there, found by kprov's own tags alone.
-pub fn clusters(name: ProviderName) -> Result<Vec<Cluster>> {
-    match name {
+pub async fn clusters(settings: &Settings) -> Result<Vec<Cluster>> {
+    match settings.provider {
         ProviderName::Local => Ok(local::clusters()),
         other => Err(absent(other)),
     }
 }
 
-pub fn find(name: ProviderName, cluster: &str) -> Result<Option<Cluster>> {
-    let mut found = clusters(name)?.into_iter().filter(|one| one.name == cluster);
+pub async fn find(settings: &Settings, cluster: &str) -> Result<Option<Cluster>> {
+    let mut found = clusters(settings).await?.into_iter().filter(|one| one.name == cluster);
     match (found.next(), found.next()) {
         (Some(one), Some(other)) => Err(Error::conflict(format!("two clusters are called {cluster}: {} and {}", one.uid, other.uid))
             .hint("kprov list shows them; the state folder of the one that is meant names its uid")),
@@ -51,21 +84,23 @@ pub fn find(name: ProviderName, cluster: &str) -> Result<Option<Cluster>> {
 }
 
 fn absent(name: ProviderName) -> Error {
-    Error::input(format!("provider {} is not in this build", format!("{name:?}").to_lowercase())).hint("use provider: local")
+    Error::input(format!("provider {name} is not in this build")).hint("use provider: local")
 }
 
 /// A cloud, or what stands in for one. Everything that exists or happens goes through its [`Door`] half.
 ///
 /// Outputs that every provider gives (see `engine::Observed::outputs`):
-/// - `machine`: `{address: "10.0.0.5", sshPort: 22, sshUser: "root", hostKeys: ["ssh-ed25519 AAAA..."], privateAddress: "10.0.0.5"}`
+/// - `machine`: `{address: "192.0.2.7", sshPort: 22, sshUser: "root", hostKeys: ["ssh-ed25519 AAAA..."], privateAddress: "10.0.0.5"}`:
+///   `address` is where the operator reaches it, `privateAddress` where the other machines do (the same when absent)
 /// - `load-balancer`: `{address: "10.0.0.100"}` (IP or DNS name)
 /// - `filesystem`: `{mount: {type: "bind"|"nfs4", source: "..."}}`: what a node mounts
 #[async_trait]
 pub trait Provider: Door {
     fn name(&self) -> &'static str;
 
-    /// Pure: what this provider would make for the blueprint, in neutral kinds plus its own (network, ...).
-    fn resources(&self, blueprint: &Blueprint, context: &Context) -> Result<Vec<Resource>>;
+    /// What this provider would make for the blueprint, in neutral kinds plus its own (network, ...). Reads the provider's catalog at
+    /// most (sizes, images, places); the rest is pure, and equal catalogs give equal answers.
+    async fn resources(&self, blueprint: &Blueprint, context: &Context) -> Result<Vec<Resource>>;
 
     /// Credentials, quota, names, sizes, host abilities: everything that can be known before the first create. All problems at once.
     async fn check(&self, resources: &[Resource]) -> Result<()>;
@@ -90,10 +125,49 @@ pub trait Provider: Door {
             .hint("restore the state folder, or use kprov down and up"))
     }
 
+    /// How pods reach pods on other machines.
+    fn fabric(&self) -> Fabric {
+        Fabric::Switched
+    }
+
+    /// Where packets for a load balancer's listener arrive on a machine.
+    fn delivery(&self) -> Delivery {
+        Delivery::NodePort
+    }
+
+    /// The cluster's SSH key, before anything is made: a provider that can keep a secret where only the account's owner gets it back
+    /// makes that one of its resources, and gives it back by `kept_key`.
+    fn hold_key(&self, private_key: &str) {
+        let _ = private_key;
+    }
+
+    async fn kept_key(&self) -> Result<Option<String>> {
+        Ok(None)
+    }
+
     /// What `observe` cannot see but `down` must not leave: asked once, at its end.
     async fn leftovers(&self) -> Vec<String> {
         Vec::new()
     }
+}
+
+/// What lies between the machines of a cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Fabric {
+    /// One network segment that carries any address: a route per node is enough.
+    Switched,
+    /// Carries the machines' own addresses only (every cloud's network): pods travel in VXLAN.
+    Routed,
+}
+
+/// How a provider's load balancer hands packets to a machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Delivery {
+    /// To the machine's own address, at the listener's node port.
+    NodePort,
+    /// To the load balancer's address, at the listener's port, unchanged: nodes must know that address.
+    Address,
 }
 
 /// What resources are made from beside the blueprint.

@@ -13,9 +13,14 @@ pub fn home() -> PathBuf {
     PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| "/root".into())).join(".local/state/kprov")
 }
 
+/// The operator's folders of all clusters, one folder per provider: a blueprint that changes its provider is another cluster.
+pub fn clusters() -> PathBuf {
+    home().join("clusters")
+}
+
 /// The operator's folder for one cluster.
-pub fn cluster(name: &str) -> PathBuf {
-    home().join("clusters").join(name)
+pub fn cluster(provider: &str, name: &str) -> PathBuf {
+    clusters().join(provider).join(name)
 }
 
 /// On a machine: the binary, its configuration, its data.

@@ -71,7 +71,7 @@ impl Story {
     }
 
     pub fn kubeconfig(&self) -> PathBuf {
-        self.home().join("clusters").join(&self.name).join("kubeconfig")
+        self.home().join("clusters/local").join(&self.name).join("kubeconfig")
     }
 
     pub fn kubectl(&self, arguments: &[&str]) -> Output {

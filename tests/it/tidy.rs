@@ -22,10 +22,11 @@ fn allowed() -> BTreeMap<&'static str, Vec<&'static str>> {
         ("engine", vec!["sys"]),
         ("lb", vec!["sys"]),
         ("supervisor", vec!["sys"]),
-        ("providers", vec!["sys", "blueprint", "engine", "lb", "supervisor"]),
-        ("bootstrap", vec!["sys", "blueprint", "engine", "supervisor"]),
+        ("remote", vec!["sys", "engine"]),
+        ("providers", vec!["sys", "blueprint", "engine", "lb", "supervisor", "remote"]),
+        ("bootstrap", vec!["sys", "blueprint", "engine", "supervisor", "remote"]),
         ("orchestrator", vec!["sys", "blueprint", "engine", "lb"]),
-        ("cli", vec!["sys", "blueprint", "engine", "lb", "supervisor", "providers", "bootstrap", "orchestrator"]),
+        ("cli", vec!["sys", "blueprint", "engine", "lb", "supervisor", "remote", "providers", "bootstrap", "orchestrator"]),
         ("main", vec!["cli"]),
     ])
 }

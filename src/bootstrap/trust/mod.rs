@@ -3,13 +3,13 @@
 pub mod issue;
 pub mod kubeconfig;
 pub mod read;
-pub mod ssh_key;
 
 pub use issue::{Authority, Pair, ServerNames};
 pub use read::{Life, due, life, not_after};
 
 use crate::engine::Cluster;
 use crate::error::{Context, Error, Kind, Result};
+use crate::remote::key::{self, SshKey};
 use crate::sys::files::write_atomic;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -31,7 +31,7 @@ pub struct Trust {
     pub encryption_key: Vec<u8>,
     /// Who the people at the command line are: CN=kprov:admin, O=system:masters.
     pub admin: Pair,
-    pub ssh: ssh_key::SshKey,
+    pub ssh: SshKey,
 }
 
 impl fmt::Debug for Trust {
@@ -53,7 +53,7 @@ impl Trust {
             service_account_key,
             service_account_public,
             encryption_key: crate::sys::random::bytes(ENCRYPTION_KEY_BYTES)?,
-            ssh: ssh_key::generate(&cluster.name)?,
+            ssh: key::generate(&cluster.name)?,
         };
         Ok(trust)
     }
@@ -116,7 +116,7 @@ impl Trust {
             service_account_public: text("sa.pub")?,
             encryption_key,
             admin,
-            ssh: ssh_key::SshKey { private: text("ssh.key")?, public: text("ssh.pub")?.trim_end().to_string() },
+            ssh: SshKey { private: text("ssh.key")?, public: text("ssh.pub")?.trim_end().to_string() },
         })
     }
 

@@ -1,6 +1,5 @@
 //! The Blueprint object inside the cluster, as a door: the last thing `up` makes, and what the loop inside then keeps true.
 
-use super::hosts::private_address;
 use crate::blueprint::{Blueprint, Spec};
 use crate::bootstrap::trust::Trust;
 use crate::engine::{Action, Door, HOST, Id, Inputs, MACHINE, Observed, Phase, Progress, Request, Resource};
@@ -8,6 +7,7 @@ use crate::error::{Context, Error, Kind, Result};
 use crate::orchestrator::client::blueprint::BlueprintObject;
 use crate::orchestrator::client::{Client, Patch, https};
 use crate::orchestrator::config::API_PORT;
+use crate::remote::{Side, address};
 use async_trait::async_trait;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -32,7 +32,7 @@ impl BlueprintDoor {
     }
 
     fn client(&self, machine: &Observed) -> Result<Client> {
-        api(&self.trust, private_address(machine)?)
+        api(&self.trust, address(machine, Side::Outside)?)
     }
 }
 
@@ -88,7 +88,7 @@ impl Door for BlueprintDoor {
     fn render(&self, action: &Action, inputs: &Inputs) -> Result<Request> {
         let machines: Vec<Observed> = inputs.values().cloned().collect();
         let machine = control_plane(&machines).ok_or_else(|| Error::internal("no control plane is there to take the blueprint"))?;
-        Ok(Request::of(&self.trust.cluster, action, json!({"address": private_address(machine)?, "digest": action.spec["digest"]})))
+        Ok(Request::of(&self.trust.cluster, action, json!({"address": address(machine, Side::Outside)?, "digest": action.spec["digest"]})))
     }
 
     async fn execute(&self, request: &Request, progress: Progress<'_>) -> Result<Option<Observed>> {

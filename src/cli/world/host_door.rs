@@ -2,15 +2,15 @@
 //! inside, the Nodes say enough.
 
 use super::blueprint_door::{api, control_plane};
-use super::hosts::{Hosts, private_address};
+use super::hosts::Hosts;
 use super::nodes;
 use crate::bootstrap::door::{Drain, HostDoor, HostObserver, SshObserver};
-use crate::bootstrap::remote::Ssh;
 use crate::bootstrap::trust::Trust;
 use crate::engine::{Door, MACHINE, Observed, Progress};
 use crate::error::{Error, Result};
 use crate::orchestrator::client::{Client, Selector};
 use crate::providers::Provider;
+use crate::remote::{self, Side, Ssh};
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1::Node;
 use std::sync::Arc;
@@ -26,6 +26,7 @@ pub fn outside(ssh: Ssh, hosts: Hosts) -> Arc<dyn Door> {
     Arc::new(HostDoor {
         cluster: trust.cluster.clone(),
         ssh,
+        side: Side::Outside,
         program: hosts.program.clone(),
         observer: Arc::new(OutsideObserver { trust: trust.clone(), over_ssh }),
         drain: Arc::new(OutsideDrain { trust, provider: hosts.provider.clone() }),
@@ -38,6 +39,7 @@ pub fn inside(ssh: Ssh, hosts: Hosts, client: Client) -> Arc<dyn Door> {
     Arc::new(HostDoor {
         cluster: hosts.trust.cluster.clone(),
         ssh,
+        side: Side::Inside,
         program: hosts.program.clone(),
         observer: Arc::new(InsideObserver(client.clone())),
         drain: Arc::new(InsideDrain(client)),
@@ -69,7 +71,7 @@ impl OutsideObserver {
     /// Hosts whose Node is ready; whatever is not clear from here is looked at by SSH.
     async fn through_api(&self, known: &[Observed]) -> Vec<Observed> {
         let look = async {
-            let address = private_address(control_plane(known)?).ok()?;
+            let address = remote::address(control_plane(known)?, Side::Outside).ok()?;
             let nodes = api(&self.trust, address).ok()?.list::<Node>("", &Selector::all()).await.ok()?;
             Some(nodes::observed(&nodes.items, known))
         };
@@ -89,7 +91,7 @@ impl Drain for OutsideDrain {
         let observed = self.provider.observe(&[]).await?;
         // Without a control plane there is no cluster to take the node out of.
         let Some(machine) = control_plane(&observed) else { return Ok(()) };
-        nodes::drain(&api(&self.trust, private_address(machine)?)?, node_name, progress).await
+        nodes::drain(&api(&self.trust, remote::address(machine, Side::Outside)?)?, node_name, progress).await
     }
 }
 

@@ -10,6 +10,7 @@ use crate::engine::{Id, Inputs, MACHINE, Observed, Resource};
 use crate::error::{Context, Error, Kind, Result};
 use crate::orchestrator::config::{self, AgentConfig, ServerConfig};
 use crate::providers::Provider;
+use crate::remote::{self, Side};
 use crate::sys::paths;
 use async_trait::async_trait;
 use std::collections::BTreeMap;
@@ -111,9 +112,9 @@ impl HostSource for Hosts {
     /// The whole specification, with certificates: made when it is sent, never journalled.
     async fn host(&self, name: &str, wish: &HostWish, inputs: &Inputs) -> Result<HostSpec> {
         let machine = input(inputs, name)?;
-        let address = private_address(machine)?;
+        let address = remote::address(machine, Side::Inside)?;
         let is_control = wish.role == spec::CONTROL_PLANE;
-        let api = if is_control { address } else { private_address(control_plane(inputs)?)? };
+        let api = if is_control { address } else { remote::address(control_plane(inputs)?, Side::Inside)? };
         let node = Node {
             trust: &self.trust,
             name,
@@ -163,12 +164,6 @@ fn input<'a>(inputs: &'a Inputs, name: &str) -> Result<&'a Observed> {
 fn control_plane(inputs: &Inputs) -> Result<&Observed> {
     let controls = inputs.values().filter(|observed| observed.id.kind == MACHINE && observed.spec["role"] == spec::CONTROL_PLANE);
     controls.min_by(|a, b| a.id.cmp(&b.id)).ok_or_else(|| Error::internal("no control plane machine is there to join"))
-}
-
-/// Where other machines reach it.
-pub fn private_address(machine: &Observed) -> Result<IpAddr> {
-    let text = machine.outputs["privateAddress"].as_str().or_else(|| machine.outputs["address"].as_str()).unwrap_or_default();
-    text.parse().or_fail(Kind::Provider, || format!("could not read the address of {}: {text:?}", machine.id))
 }
 
 fn parse<T: std::str::FromStr>(text: &str) -> Result<T>

@@ -25,8 +25,8 @@ pub struct Outside {
 }
 
 /// Everything that should exist for a blueprint: the provider's things, a host per machine, and the Blueprint object itself.
-pub fn desired(blueprint: &Blueprint, provider: &dyn Provider, context: &Context, hosts: &Hosts) -> Result<Vec<Resource>> {
-    let mut desired = provider.resources(blueprint, context)?;
+pub async fn desired(blueprint: &Blueprint, provider: &dyn Provider, context: &Context, hosts: &Hosts) -> Result<Vec<Resource>> {
+    let mut desired = provider.resources(blueprint, context).await?;
     desired.extend(hosts.resources(blueprint));
     if let Some(control) = machines_of(blueprint, Role::ControlPlane).first() {
         desired.push(blueprint_door::resource(blueprint, control)?);

@@ -2,11 +2,11 @@
 
 use super::blueprint_door::is_control_plane;
 use crate::bootstrap::install;
-use crate::bootstrap::remote::{Ssh, Target};
-use crate::bootstrap::trust::{Trust, ssh_key};
+use crate::bootstrap::trust::Trust;
 use crate::engine::{Cluster, Observed, Phase};
 use crate::error::Result;
 use crate::providers::Provider;
+use crate::remote::{Side, Ssh, Target, key};
 use std::path::Path;
 use std::time::Duration;
 
@@ -18,10 +18,10 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub async fn trust(cluster: &Cluster, provider: &dyn Provider, observed: &[Observed], state: &Path) -> Result<Option<Trust>> {
     let controls = observed.iter().filter(|thing| is_control_plane(thing));
     for machine in controls.filter(|machine| machine.phase == Phase::Ready) {
-        let key = ssh_key::generate(&cluster.name)?;
+        let key = key::generate(&cluster.name)?;
         provider.admit_key(machine, &key.public).await?;
         let ssh = Ssh::open(state, &key)?;
-        let connection = ssh.connect(&Target::of(machine)?, PATIENCE).await?;
+        let connection = ssh.connect(&Target::of(machine, Side::Outside)?, PATIENCE).await?;
         if let Some(trust) = install::keys(&connection).await? {
             return Ok(Some(trust));
         }

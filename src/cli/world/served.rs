@@ -2,11 +2,11 @@
 
 use super::waiting::{Objects, Waiting, keeping, waiting};
 use crate::blueprint::Blueprint;
-use crate::bootstrap::remote::{Ssh, Target};
 use crate::engine::{MACHINE, Observed};
 use crate::error::{Error, Result};
 use crate::orchestrator::client::blueprint::BlueprintObject;
 use crate::orchestrator::client::{Client, Informer, Notify, Selector};
+use crate::remote::{Side, Ssh, Target};
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim, Pod};
 use std::net::SocketAddr;
@@ -149,7 +149,7 @@ async fn answers(address: SocketAddr) -> bool {
 /// Asks every machine's own DNS for a name that every cluster has; over SSH, since only nodes can ask.
 pub async fn until_resolving(ssh: &Ssh, machines: &[Observed]) -> Result<()> {
     let asked = machines.iter().filter(|thing| thing.id.kind == MACHINE).map(|machine| async move {
-        let connection = ssh.connect(&Target::of(machine)?, DNS_PATIENCE).await?;
+        let connection = ssh.connect(&Target::of(machine, Side::Outside)?, DNS_PATIENCE).await?;
         let output = connection.shell(RESOLVE, &[]).await?;
         if output.status.success() {
             return Ok(());

@@ -16,6 +16,7 @@ use crate::error::Error;
 use crate::providers::fake::{Cloud, Fault, Manners};
 use crate::providers::resources;
 use crate::providers::{Context, Provider};
+use futures::FutureExt;
 use serde_json::json;
 use std::cell::Cell;
 use std::sync::Arc;
@@ -268,7 +269,9 @@ impl<'a> Play<'a> {
         });
         let blueprint = serde_json::from_value(blueprint).expect("a blueprint");
         let context = Context { cluster: self.cluster.clone(), ssh_public_key: "ssh-ed25519 AAAA".into(), service_load_balancers: vec![] };
-        let mut desired = self.cloud.provider(&self.cluster).resources(&blueprint, &context).expect("a good blueprint");
+        let provider = self.cloud.provider(&self.cluster);
+        let resources = provider.resources(&blueprint, &context).now_or_never().expect("the fake never waits");
+        let mut desired = resources.expect("a good blueprint");
         let hosts = resources::hosts(&desired, |_, machine| json!({"role": machine.role}));
         desired.extend(hosts);
         desired

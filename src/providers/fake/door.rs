@@ -92,7 +92,7 @@ impl Provider for Fake {
     fn name(&self) -> &'static str {
         "fake"
     }
-    fn resources(&self, blueprint: &Blueprint, context: &Context) -> Result<Vec<Resource>> {
+    async fn resources(&self, blueprint: &Blueprint, context: &Context) -> Result<Vec<Resource>> {
         resources::expand(blueprint, context)
     }
     async fn check(&self, resources: &[Resource]) -> Result<()> {

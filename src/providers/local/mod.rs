@@ -182,7 +182,7 @@ impl Provider for Local {
         "local"
     }
 
-    fn resources(&self, blueprint: &Blueprint, context: &Context) -> Result<Vec<Resource>> {
+    async fn resources(&self, blueprint: &Blueprint, context: &Context) -> Result<Vec<Resource>> {
         let mut all = resources::expand(blueprint, context)?;
         // Limits and keys of a namespaced machine change in place; only another role makes it another machine.
         for machine in all.iter_mut().filter(|resource| resource.id.kind == MACHINE) {

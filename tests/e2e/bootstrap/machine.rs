@@ -1,7 +1,7 @@
 //! Machines that only this test knows: a handful of namespaces around sshd on the loopback of the calling thread's network namespace.
 
-use kprov::bootstrap::remote::Target;
 use kprov::bootstrap::trust::Trust;
+use kprov::remote::Target;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::io::{BufRead, BufReader};

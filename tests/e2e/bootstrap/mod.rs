@@ -6,11 +6,11 @@
 mod machine;
 
 use kprov::bootstrap::install::{self, Program};
-use kprov::bootstrap::remote::{Connection, Ssh};
 use kprov::bootstrap::spec::{HostSpec, Image, Marker, Node, Ready, Service, revision, worker};
 use kprov::bootstrap::trust::Trust;
 use kprov::engine::Cluster;
 use kprov::error::Result;
+use kprov::remote::{Connection, Ssh};
 use kprov::sys::executable::{Executable, sha256};
 use kprov::sys::oci;
 use machine::{LOCALHOST, Machine, run};

@@ -3,14 +3,15 @@
 pub mod config;
 pub mod failure;
 mod folder;
+pub mod key;
 
-pub use config::Target;
+pub use config::{Side, Target, address};
 
-use super::trust::ssh_key::SshKey;
 use crate::error::{Context, Error, Kind, Result};
 use config::Targets;
 use failure::Class;
 use folder::Folder;
+use key::SshKey;
 use openssh::{ControlPersist, KnownHosts, Session, SessionBuilder, Stdio};
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
@@ -49,6 +50,7 @@ type Slot = Arc<Mutex<Option<(Target, Connection)>>>;
 pub struct Connection {
     session: Arc<Session>,
     pub machine: String,
+    is_root: bool,
     /// How long a packet takes to the machine and back.
     pub round_trip: Duration,
 }
@@ -131,7 +133,12 @@ impl Ssh {
             .control_directory(self.0.folder.path())
             .control_persist(ControlPersist::IdleFor(NonZeroUsize::new(IDLE_SECONDS).expect("not zero")));
         match builder.connect(&target.machine).await {
-            Ok(session) => Ok(Connection { session: Arc::new(session), machine: target.machine.clone(), round_trip }),
+            Ok(session) => Ok(Connection {
+                session: Arc::new(session),
+                machine: target.machine.clone(),
+                is_root: target.ssh_user == "root",
+                round_trip,
+            }),
             Err(openssh::Error::Connect(error)) => {
                 let text = error.to_string();
                 Err((failure::classify(&text), text))
@@ -177,10 +184,13 @@ impl Connection {
         }
     }
 
-    /// A constant command with all its pipes open.
+    /// A constant command, as root, with all its pipes open.
     pub async fn spawn(&self, argv: &[&'static str]) -> Result<openssh::Child<Arc<Session>>> {
-        let mut command = self.session.clone().arc_command(argv[0]);
-        command.args(&argv[1..]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        // Everything done on a machine is root's work; `-n`: a sudo that asks for a password fails at once, with its reason.
+        let sudo: &[&str] = if self.is_root { &[] } else { &["sudo", "-n", "--"] };
+        let mut words = sudo.iter().chain(argv);
+        let mut command = self.session.clone().arc_command(*words.next().expect("a command has a word"));
+        command.args(words).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command.spawn().await.map_err(|error| self.broken(error))
     }
 

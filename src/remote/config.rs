@@ -1,10 +1,35 @@
 //! What `ssh` is told: configuration and known hosts of one cluster, from what the provider says about its machines. Pure.
 
 use crate::engine::Observed;
-use crate::error::{Error, Result};
+use crate::error::{Context as _, Error, Kind, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::Path;
+
+/// From where a machine is reached: the operator's host, or the cluster's own network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    Outside,
+    Inside,
+}
+
+impl Side {
+    fn address(self, machine: &Observed) -> &str {
+        let output = |name: &str| machine.outputs[name].as_str();
+        let address = match self {
+            Side::Outside => output("address"),
+            Side::Inside => output("privateAddress").or_else(|| output("address")),
+        };
+        address.unwrap_or_default()
+    }
+}
+
+/// The machine's address as that side reaches it.
+pub fn address(machine: &Observed, side: Side) -> Result<IpAddr> {
+    let text = side.address(machine);
+    text.parse().or_fail(Kind::Provider, || format!("could not read the address of {}: {text:?}", machine.id))
+}
 
 /// How to reach one machine, and how to know that it is the one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,11 +55,12 @@ fn default_user() -> String {
 
 impl Target {
     /// From the outputs that every provider gives for a machine. Each value ends up in a file that ssh reads, so each is checked.
-    pub fn of(machine: &Observed) -> Result<Target> {
+    pub fn of(machine: &Observed, side: Side) -> Result<Target> {
         let name = &machine.id.name;
         let failed = |why: String| Error::provider(format!("could not find out how to reach machine {name}: {why}"));
         let mut target: Target = serde_json::from_value(machine.outputs.clone()).map_err(|error| failed(error.to_string()))?;
         target.machine = name.clone();
+        target.address = side.address(machine).into();
         match target.fault() {
             Some(fault) => Err(failed(fault)),
             None => Ok(target),
@@ -138,7 +164,8 @@ mod tests {
     #[test]
     fn machines_are_known_by_name_so_a_reused_address_confuses_nobody() {
         let target = |name: &str, key: &str| {
-            Target::of(&observed(name, json!({"address": "10.0.0.5", "hostKeys": [format!("ssh-ed25519 {key} root@x")]}))).unwrap()
+            Target::of(&observed(name, json!({"address": "10.0.0.5", "hostKeys": [format!("ssh-ed25519 {key} root@x")]})), Side::Outside)
+                .unwrap()
         };
         let (old, new) = (target("worker-1", "AAAAold"), target("worker-2", "AAAAnew"));
         assert_eq!(known_hosts([&old, &new]), "worker-1 ssh-ed25519 AAAAold\nworker-2 ssh-ed25519 AAAAnew\n");
@@ -149,15 +176,15 @@ mod tests {
 
     #[test]
     fn a_machine_without_a_host_key_is_not_connected_to() {
-        let error = Target::of(&observed("worker-1", json!({"address": "10.0.0.5", "hostKeys": []}))).unwrap_err();
+        let error = Target::of(&observed("worker-1", json!({"address": "10.0.0.5", "hostKeys": []})), Side::Outside).unwrap_err();
         assert!(error.to_string().ends_with("its host key is not known"), "{error}");
-        assert!(Target::of(&observed("worker-1", json!({"address": "10.0.0.5"}))).is_err());
+        assert!(Target::of(&observed("worker-1", json!({"address": "10.0.0.5"})), Side::Outside).is_err());
     }
 
     #[test]
     fn no_output_of_a_provider_can_add_a_line_to_sshs_configuration() {
         let good = json!({"address": "10.0.0.5", "sshUser": "root", "hostKeys": ["ssh-ed25519 AAAA"]});
-        assert!(Target::of(&observed("worker-1", good.clone())).is_ok());
+        assert!(Target::of(&observed("worker-1", good.clone()), Side::Outside).is_ok());
         for (field, value) in [
             ("address", json!("10.0.0.5\n  ProxyCommand evil")),
             ("address", json!("-oProxyCommand=evil")),
@@ -169,8 +196,8 @@ mod tests {
         ] {
             let mut outputs = good.clone();
             outputs[field] = value.clone();
-            assert!(Target::of(&observed("worker-1", outputs)).is_err(), "{field} {value}");
+            assert!(Target::of(&observed("worker-1", outputs), Side::Outside).is_err(), "{field} {value}");
         }
-        assert!(Target::of(&observed("worker 1\n", good)).is_err());
+        assert!(Target::of(&observed("worker 1\n", good), Side::Outside).is_err());
     }
 }
