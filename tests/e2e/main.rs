@@ -7,3 +7,4 @@ mod harness;
 mod kubelet;
 mod local_machines;
 mod main_job;
+mod rig;

@@ -1,0 +1,652 @@
+"""moto, made as strict as AWS where kprov's crash safety depends on it, with a control port for the machines behind it.
+
+usage: moto_strict.py PORT CONTROL_PORT [--auto]    serves until its stdin ends; says "ready" on stdout
+       moto_strict.py --self-test                   proves every patch against this moto
+
+Every patch names the rule of AWS that it restores; `--self-test` breaks when moto changes under one of them.
+
+Control port (plain HTTP, JSON):
+  GET  /events?after=N   what happened since event N; waits until there is something
+  POST /ready?id=ID      body: the machine's public host key; the instance runs (or the load balancer is active)
+  POST /gone?id=ID       the instance is terminated (or the load balancer's interfaces are released)
+  POST /health           {"targetGroup": ARN, "target": ID, "port": N, "state": "healthy"}
+  POST /auto?on=1        instances run and end without anybody's word
+  GET  /balancers        network load balancers with their addresses, listeners and targets
+  GET  /mounts           mount targets: address and filesystem
+  GET  /dump             everything that exists, of all services, as one flat list
+  POST /decoys           body: {"uid", "name"}: things of a stranger, named and tagged almost like a cluster's own
+"""
+
+import base64
+import functools
+import json
+import os
+import sys
+import tempfile
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, urlparse
+
+ACCOUNT = "123456789012"
+DEBIAN, CANONICAL = "136693071363", "099720109477"
+
+
+def images():
+    """moto has no Debian and no current Ubuntu."""
+    rows = []
+    for number, (owner, name, architecture) in enumerate(
+        [(DEBIAN, f"debian-12-{short}-{build}", arch) for short, arch in (("amd64", "x86_64"), ("arm64", "arm64"))
+         for build in ("20260701-2100", "20261020-2200")]
+        + [(CANONICAL, f"ubuntu/images/hvm-ssd-gp3/ubuntu-noble-24.04-{short}-server-{build}", arch)
+           for short, arch in (("amd64", "x86_64"), ("arm64", "arm64")) for build in ("20260610", "20261001")]
+    ):
+        debian = owner == DEBIAN
+        stamp = name.rsplit("-", 2)[-2] if debian else name.rsplit("-", 1)[-1]
+        rows.append({
+            "ami_id": f"ami-{number + 1:017x}", "state": "available", "public": True, "owner_id": owner,
+            "image_location": f"{owner}/{name}", "sriov": "simple", "root_device_type": "ebs",
+            "root_device_name": "/dev/xvda" if debian else "/dev/sda1", "description": name, "image_type": "machine",
+            "platform": None, "architecture": architecture, "name": name, "virtualization_type": "hvm", "hypervisor": "xen",
+            "creation_date": f"{stamp[:4]}-{stamp[4:6]}-{stamp[6:8]}T00:00:00.000Z",
+        })
+    return rows
+
+
+def configure():
+    """What moto reads from its environment, before it is imported."""
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        json.dump(images(), file)
+        file.flush()
+        os.environ.update({
+            "MOTO_AMIS_PATH": file.name, "MOTO_ENABLE_AMI_VALIDATION": "true", "MOTO_ENABLE_KEYPAIR_VALIDATION": "true",
+            "MOTO_EC2_ENABLE_INSTANCE_TYPE_VALIDATION": "true", "MOTO_ACCOUNT_ID": ACCOUNT, "AWS_ACCESS_KEY_ID": "rig",
+            "AWS_SECRET_ACCESS_KEY": "rig", "AWS_EC2_METADATA_DISABLED": "true",
+        })
+        import moto.ec2.models.amis  # noqa: F401  reads the file once, now
+
+
+configure()
+
+from botocore.exceptions import ClientError  # noqa: E402
+from moto.backends import get_backend  # noqa: E402
+from moto.core.responses import ActionResult  # noqa: E402
+from moto.core.utils import utcnow  # noqa: E402
+from moto.ec2.exceptions import DependencyViolationError, EC2ClientError  # noqa: E402
+from moto.ec2.models import elastic_block_store, instances, internet_gateways, security_groups, subnets, vpcs  # noqa: E402
+from moto.ec2.responses.elastic_block_store import ElasticBlockStore  # noqa: E402
+from moto.ec2.responses.general import General  # noqa: E402
+from moto.ec2.responses.instances import InstanceResponse  # noqa: E402
+from moto.efs import models as efs  # noqa: E402
+from moto.elbv2 import models as elbv2  # noqa: E402
+from moto.elbv2.exceptions import DuplicateListenerError, DuplicateLoadBalancerName, DuplicateTargetGroupName  # noqa: E402
+
+
+class Rig:
+    """What the control port and the patches share."""
+
+    def __init__(self):
+        self.calls = threading.RLock()
+        self.changed = threading.Condition()
+        self.forget()
+
+    def forget(self):
+        self.auto, self.events = True, []
+        self.host_keys, self.health, self.tokens, self.releasing = {}, {}, {}, {}
+
+    def tell(self, what, **more):
+        with self.changed:
+            self.events.append({"number": len(self.events) + 1, "what": what, **more})
+            self.changed.notify_all()
+
+    def wait(self, after, seconds=20):
+        with self.changed:
+            self.changed.wait_for(lambda: len(self.events) > after, seconds)
+            return self.events[after:]
+
+
+rig = Rig()
+
+
+def patch(owner, name):
+    """Replaces `owner.name` by the function below, which gets the original first."""
+    original = getattr(owner, name)
+
+    def put(function):
+        @functools.wraps(original)
+        def replaced(*arguments, **named):
+            return function(original, *arguments, **named)
+
+        setattr(owner, name, replaced)
+        return function
+
+    return put
+
+
+# Tokens: the same token and the same request is the same thing; another request is refused.
+
+
+def once(kind, ids_of, alive):
+    def replaced(original, self):
+        request = {key: value for key, value in self.data.items() if key not in ("ClientToken", "Action", "Version")}
+        request = json.dumps(request, sort_keys=True, default=str)
+        token = self._get_param("ClientToken")
+        key = (kind, self.current_account, self.region, token)
+        if token and key in rig.tokens:
+            known, ids, answer = rig.tokens[key]
+            if known != request:
+                raise EC2ClientError("IdempotentParameterMismatch", "The request with this client token had other parameters.")
+            if not alive(self, ids):
+                raise EC2ClientError("IdempotentInstanceTerminated", "The instance of this client token was terminated.")
+            return ActionResult(answer)
+        result = original(self)
+        rig.tokens[key] = (request, ids_of(result.result), result.result)
+        return result
+
+    return replaced
+
+
+def instances_live(self, ids):
+    return all(self.ec2_backend.get_instance(one).state not in ("shutting-down", "terminated") for one in ids)
+
+
+patch(InstanceResponse, "run_instances")(once("instance", lambda reservation: [one.id for one in reservation.instances], instances_live))
+patch(ElasticBlockStore, "create_volume")(once("volume", lambda volume: [volume.id], lambda *_: True))
+
+
+# Instances: pending until their machine is there, shutting-down until it is gone.
+
+
+@patch(instances.InstanceBackend, "run_instances")
+def run_instances(original, self, *arguments, **named):
+    reservation = original(self, *arguments, **named)
+    for instance in reservation.instances:
+        instance._state = instances.InstanceState("pending", 0)
+        # The interface that came with the instance goes with it.
+        for nic in instance.nics.values():
+            nic.delete_on_termination = True
+    return reservation
+
+
+@patch(InstanceResponse, "run_instances")
+def announce(original, self):
+    known = set(self.ec2_backend.reservations)
+    result = original(self)
+    if result.result.id not in known:
+        for instance in result.result.instances:
+            rig.tell("launch", **describe(instance))
+            if rig.auto:
+                ready(instance.id, "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAUTO")
+    return result
+
+
+def describe(instance):
+    subnet = instance.ec2_backend.get_subnet(instance.subnet_id)
+    keys = [pair for pair in instance.ec2_backend.key_pairs.values() if pair.key_name == instance.key_name]
+    image = instance.ec2_backend.describe_images(ami_ids=[instance.image_id])[0]
+    association = instance.ec2_backend.iam_instance_profile_associations.get(instance.id)
+    data = instance.user_data
+    return {
+        "id": instance.id, "address": instance.private_ip, "public": instance.public_ip, "subnet": subnet.cidr_block,
+        "vpc": instance.ec2_backend.get_vpc(subnet.vpc_id).cidr_block, "image": image.name, "type": instance.instance_type,
+        "region": instance.region_name, "zone": subnet.availability_zone, "keys": [pair.public_key.strip() for pair in keys],
+        "user_data": str(data.as_encoded_string() if hasattr(data, "as_encoded_string") else data or ""),
+        "profile": association.iam_instance_profile.roles[0].name if association and association.iam_instance_profile.roles else None,
+        "name": instance.get_tags() and {tag["key"]: tag["value"] for tag in instance.get_tags()}.get("Name"),
+    }
+
+
+@patch(instances.Instance, "terminate")
+def terminate(original, self):
+    """Twice is no error; the machine takes its time."""
+    before = instances.InstanceState(self._state.name, self._state.code)
+    if self.state in ("shutting-down", "terminated"):
+        return before
+    self._state = instances.InstanceState("shutting-down", 32)
+    self.finish = functools.partial(original, self)
+    rig.tell("terminate", id=self.id)
+    if rig.auto:
+        gone(self.id)
+    return before
+
+
+@patch(General, "get_console_output")
+def console(original, self):
+    instance = self.ec2_backend.get_instance(self._get_param("InstanceId"))
+    key = rig.host_keys.get(instance.id)
+    text = f"cloud-init: \n-----BEGIN SSH HOST KEY KEYS-----\n{key} root@ip\n-----END SSH HOST KEY KEYS-----\n" if key else ""
+    output = {"Output": base64.b64encode(text.encode()).decode()} if key else {}
+    return ActionResult({"InstanceId": instance.id, "Timestamp": utcnow(), **output})
+
+
+def find_instance(identity):
+    for region in get_backend("ec2")[ACCOUNT].values():
+        for instance in region.all_instances():
+            if instance.id == identity:
+                return instance
+    return None
+
+
+def ready(identity, key):
+    with rig.calls:
+        instance = find_instance(identity)
+        if instance and instance.state == "pending":
+            rig.host_keys[identity] = key.strip()
+            instance._state = instances.InstanceState("running", 16)
+        for region in get_backend("elbv2")[ACCOUNT].values():
+            if identity in region.load_balancers:
+                region.load_balancers[identity].is_ready = True
+
+
+def gone(identity):
+    with rig.calls:
+        instance = find_instance(identity)
+        if instance and instance.state == "shutting-down":
+            instance.finish()
+        for backend, interfaces in [rig.releasing.pop(identity)] if identity in rig.releasing else []:
+            for interface in interfaces:
+                interface.delete()
+
+
+# Dependencies: nothing is deleted below what uses it.
+
+
+def interfaces_of(backend, matches):
+    return [interface.id for interface in backend.enis.values() if matches(interface)]
+
+
+def refuse(kind, identity, users):
+    if users:
+        raise DependencyViolationError(f"The {kind} '{identity}' has dependencies and cannot be deleted. ({', '.join(users)})")
+
+
+@patch(subnets.SubnetBackend, "delete_subnet")
+def delete_subnet(original, self, subnet_id):
+    refuse("subnet", subnet_id, interfaces_of(self, lambda interface: interface.subnet.id == subnet_id))
+    return original(self, subnet_id)
+
+
+@patch(security_groups.SecurityGroupBackend, "_delete_security_group")
+def delete_security_group(original, self, vpc_id, group_id):
+    users = interfaces_of(self, lambda interface: group_id in [group.id for group in interface.group_set])
+    others = [group for groups in self.groups.values() for group in groups.values() if group.id != group_id]
+    users += [
+        other.id for other in others
+        if any(rule.source_group.get("GroupId") == group_id for rule in other.ingress_rules + other.egress_rules)
+    ]
+    refuse("security group", group_id, users)
+    return original(self, vpc_id, group_id)
+
+
+@patch(internet_gateways.InternetGatewayBackend, "detach_internet_gateway")
+def detach_internet_gateway(original, self, internet_gateway_id, vpc_id):
+    users = interfaces_of(self, lambda interface: interface.subnet.vpc_id == vpc_id and interface.public_ip)
+    if users:
+        raise DependencyViolationError(f"Network {vpc_id} has some mapped public address(es). ({', '.join(users)})")
+    return original(self, internet_gateway_id, vpc_id)
+
+
+@patch(vpcs.VPCBackend, "delete_vpc")
+def delete_vpc(original, self, vpc_id):
+    users = [gateway.id for gateway in self.internet_gateways.values() if gateway.vpc and gateway.vpc.id == vpc_id]
+    users += [group.id for group in self.groups.get(vpc_id, {}).values() if group.name != "default"]
+    refuse("vpc", vpc_id, users)
+    return original(self, vpc_id)
+
+
+# Volumes.
+
+
+@patch(elastic_block_store.EBSBackend, "attach_volume")
+def attach_volume(original, self, volume_id, instance_id, device_path, delete_on_termination=False):
+    volume, instance = self.get_volume(volume_id), self.get_instance(instance_id)
+    if volume.attachment:
+        raise EC2ClientError("VolumeInUse", f"{volume_id} is already attached to an instance")
+    if volume.zone.name != instance.availability_zone:
+        raise EC2ClientError("InvalidVolume.ZoneMismatch", f"The volume '{volume_id}' is not in the same availability zone")
+    return original(self, volume_id, instance_id, device_path, delete_on_termination)
+
+
+@patch(elastic_block_store.EBSBackend, "delete_volume")
+def delete_volume(original, self, volume_id):
+    if self.get_volume(volume_id).attachment:
+        raise EC2ClientError("VolumeInUse", f"Volume {volume_id} is currently attached")
+    return original(self, volume_id)
+
+
+# Load balancers: names are unique, ports are, they have interfaces with addresses, and targets are as healthy as they are.
+
+
+@patch(elbv2.ELBv2Backend, "create_load_balancer")
+def create_load_balancer(original, self, name, *arguments, **named):
+    wish = json.dumps([arguments, {key: value for key, value in named.items() if key != "tags"}], sort_keys=True, default=str)
+    for other in self.load_balancers.values():
+        if other.name == name:
+            if getattr(other, "wish", None) == wish:
+                return other
+            raise DuplicateLoadBalancerName()
+    network = named.get("loadbalancer_type") == "network"
+    plain = elbv2.make_arn_for_load_balancer
+    if network:
+        elbv2.make_arn_for_load_balancer = lambda **parts: plain(**parts).replace("loadbalancer/app/", "loadbalancer/net/")
+    try:
+        balancer = original(self, name, *arguments, **named)
+    finally:
+        elbv2.make_arn_for_load_balancer = plain
+    balancer.wish, balancer.is_ready, balancer.interfaces = wish, rig.auto, []
+    for subnet in balancer.subnets if network else []:
+        short = balancer.arn.split("loadbalancer/")[1]
+        interface = self.ec2_backend.create_network_interface(
+            subnet, subnet.get_available_subnet_ip(balancer), group_ids=list(balancer.security_groups or []), description=f"ELB {short}",
+            public_ip_auto_assign=balancer.scheme != "internal")
+        interface.requester_managed, interface.status, interface.interface_type = True, "in-use", "network_load_balancer"
+        balancer.interfaces.append(interface)
+    rig.tell("balancers")
+    return balancer
+
+
+@patch(elbv2.FakeLoadBalancer, "activate")
+def activate(original, self):
+    if self.is_ready:
+        original(self)
+
+
+@patch(elbv2.ELBv2Backend, "delete_load_balancer")
+def delete_load_balancer(original, self, arn):
+    """Answered at once; the interfaces go a little later, and their subnet and groups are in use until then."""
+    balancer = self.load_balancers.get(arn)
+    for group in self.target_groups.values():
+        group.load_balancer_arns = [other for other in group.load_balancer_arns if other != arn]
+    original(self, arn)
+    if balancer:
+        rig.releasing[arn] = (self.ec2_backend, balancer.interfaces)
+        rig.tell("balancers")
+        rig.tell("unbalance", id=arn)
+        if rig.auto:
+            gone(arn)
+
+
+@patch(elbv2.ELBv2Backend, "create_target_group")
+def create_target_group(original, self, name, **named):
+    wish = json.dumps({key: value for key, value in named.items() if key != "tags"}, sort_keys=True, default=str)
+    for other in self.target_groups.values():
+        if other.name == name:
+            if getattr(other, "wish", None) == wish:
+                return other
+            raise DuplicateTargetGroupName()
+    group = original(self, name, **named)
+    group.wish = wish
+    return group
+
+
+@patch(elbv2.ELBv2Backend, "create_listener")
+def create_listener(original, self, load_balancer_arn, protocol, port, *arguments, **named):
+    balancer = self.load_balancers.get(load_balancer_arn)
+    wish = json.dumps([protocol, port, arguments, {key: value for key, value in named.items() if key != "tags"}], sort_keys=True, default=str)
+    for other in balancer.listeners.values() if balancer else []:
+        if str(other.port) == str(port):
+            if getattr(other, "wish", None) == wish:
+                return other
+            raise DuplicateListenerError()
+    listener = original(self, load_balancer_arn, protocol, port, *arguments, **named)
+    listener.wish = wish
+    rig.tell("balancers")
+    return listener
+
+
+for name in ("delete_listener", "modify_listener", "register_targets", "deregister_targets"):
+
+    @patch(elbv2.ELBv2Backend, name)
+    def change_targets(original, self, *arguments, **named):
+        if original.__name__ == "register_targets":
+            check_targets(self, *arguments, **named)
+        result = original(self, *arguments, **named)
+        rig.tell("balancers")
+        return result
+
+
+def check_targets(backend, target_group_arn, instances, *_):
+    """Only instances that run can be registered by their id."""
+    for target in instances:
+        if target["Id"].startswith("i-"):
+            instance = find_instance(target["Id"])
+            if instance is None or instance.state != "running":
+                raise elbv2.InvalidTargetError()
+
+
+@patch(elbv2.ELBv2Backend, "describe_target_health")
+def describe_target_health(original, self, target_group_arn, targets):
+    statuses = original(self, target_group_arn, targets)
+    group = self.target_groups[target_group_arn]
+    for status in statuses:
+        if status.status != "healthy":
+            continue
+        if not any(arn in self.load_balancers for arn in group.load_balancer_arns):
+            status.status, status.reason = "unused", "Target.NotInUse"
+            status.description = "Target group is not configured to receive traffic from the load balancer"
+        elif not rig.auto:
+            state = rig.health.get((target_group_arn, status.instance_id, int(status.port)), "initial")
+            status.status = state
+            status.reason = {"initial": "Elb.RegistrationInProgress", "unhealthy": "Target.FailedHealthChecks"}.get(state)
+    return statuses
+
+
+for name in ("create_mount_target", "delete_mount_target"):
+
+    @patch(efs.EFSBackend, name)
+    def change_mounts(original, self, *arguments, **named):
+        result = original(self, *arguments, **named)
+        rig.tell("mounts")
+        return result
+
+
+# What the harness reads.
+
+
+def backends(service):
+    for account in list(get_backend(service).values()):
+        yield from account.values()
+
+
+def balancers():
+    found = []
+    for backend in backends("elbv2"):
+        for balancer in backend.load_balancers.values():
+            listeners = []
+            for listener in balancer.listeners.values():
+                arns = [arn for action in listener.default_actions for arn in backend._get_target_group_arns_from(action_data=action.data)]
+                targets = [
+                    {"group": arn, "id": target["Id"], "port": int(target.get("Port") or backend.target_groups[arn].port),
+                     "check": backend.target_groups[arn].health_check_port, "address": address_of(target["Id"])}
+                    for arn in arns if arn in backend.target_groups for target in backend.target_groups[arn].targets.values()
+                ]
+                listeners.append({"port": int(listener.port), "protocol": listener.protocol, "targets": targets})
+            addresses = [{"private": one.private_ip_address, "public": one.public_ip, "subnet": one.subnet.cidr_block}
+                         for one in getattr(balancer, "interfaces", [])]
+            found.append({"id": balancer.arn, "name": balancer.name, "dns": balancer.dns_name, "addresses": addresses, "listeners": listeners})
+    return found
+
+
+def address_of(target):
+    instance = find_instance(target) if target.startswith("i-") else None
+    return instance.private_ip if instance else target
+
+
+def mounts():
+    return [
+        {"address": target.ip_address, "filesystem": target.file_system_id, "region": backend.region_name}
+        for backend in backends("efs") for target in backend.mount_targets_by_id.values()
+    ]
+
+
+def tags_of(thing):
+    return {tag["key"]: tag["value"] for tag in thing.get_tags()} if hasattr(thing, "get_tags") else {}
+
+
+def dump():
+    """Everything but terminated instances and what AWS gives every account."""
+    rows = []
+
+    def add(kind, identity, tags, **more):
+        plain = {(tag.get("Key") or tag.get("key")): tag.get("Value", tag.get("value")) for tag in tags} if isinstance(tags, list) else tags
+        rows.append({"kind": kind, "id": identity, "tags": plain or {}, **more})
+
+    for ec2 in backends("ec2"):
+        default = {vpc.id for vpc in ec2.vpcs.values() if str(vpc.is_default).lower() == "true"}
+        ours = lambda thing: getattr(thing, "vpc_id", None) not in default  # noqa: E731
+        for instance in ec2.all_instances():
+            if instance.state != "terminated":
+                add("instance", instance.id, tags_of(instance), state=instance.state)
+        for kind, things in {
+            "vpc": [vpc for vpc in ec2.vpcs.values() if vpc.id not in default],
+            "subnet": [one for zone in ec2.subnets.values() for one in zone.values() if ours(one)],
+            "security-group": [one for groups in ec2.groups.values() for one in groups.values() if ours(one) and one.name != "default"],
+            "internet-gateway": ec2.internet_gateways.values(),
+            "route-table": [one for one in ec2.route_tables.values() if ours(one)],
+            "network-interface": ec2.enis.values(), "volume": ec2.volumes.values(),
+        }.items():
+            for thing in things:
+                add(kind, thing.id, tags_of(thing))
+        for pair in ec2.key_pairs.values():
+            add("key-pair", pair.key_name, tags_of(pair))
+        for address in ec2.addresses:
+            add("elastic-ip", address.allocation_id, tags_of(address))
+    for elb in backends("elbv2"):
+        for kind, arns in {"load-balancer": elb.load_balancers, "target-group": elb.target_groups}.items():
+            for arn in arns:
+                add(kind, arn, elb.tagging_service.list_tags_for_resource(arn)["Tags"])
+    for files in backends("efs"):
+        for identity in files.file_systems_by_id:
+            add("filesystem", identity, files.list_tags_for_resource(identity))
+        for identity in files.mount_targets_by_id:
+            add("mount-target", identity, {})
+    for iam in backends("iam"):
+        for role in iam.roles.values():
+            add("role", role.name, role.tags)
+        for profile in iam.instance_profiles.values():
+            add("instance-profile", profile.name, profile.tags)
+        for policy in iam.managed_policies.values():
+            if ":aws:policy" not in policy.arn:
+                add("policy", policy.arn, {})
+    for ssm in backends("ssm"):
+        for name in list(ssm._parameters):
+            if ssm._parameters[name]:
+                tags = ssm.list_tags_for_resource("Parameter", name) if hasattr(ssm, "list_tags_for_resource") else {}
+                add("parameter", name, tags)
+    return sorted(rows, key=lambda row: (row["kind"], row["id"]))
+
+
+def decoys(port, region, uid, name):
+    """Nothing here may ever be touched: tags that differ by case, by a letter, by the key, or carry the value under a foreign key."""
+    import boto3
+
+    def client(service):
+        return boto3.client(service, region_name=region, endpoint_url=f"http://127.0.0.1:{port}")
+
+    ec2, elb, efs, ssm, iam = map(client, ("ec2", "elbv2", "efs", "ssm", "iam"))
+    nearly = [
+        {"kprov-cluster-uid": uid[:-1]}, {"kprov-cluster-uid": uid + "0"}, {"kprov-cluster-uid": uid.upper() + "X"},
+        {"Kprov-Cluster-Uid": uid}, {"kprov-cluster-uid-": uid}, {"cluster-uid": uid}, {"kprov-cluster": name}, {"Name": name},
+        {"kubernetes.io/cluster/" + name: "owned"}, {},
+    ]
+    rows = [[{"Key": key, "Value": value} for key, value in tags.items()] for tags in nearly]
+    for number, tags in enumerate(rows):
+        made = lambda kind: [{"ResourceType": kind, "Tags": tags}] if tags else []  # noqa: E731
+        vpc = ec2.create_vpc(CidrBlock=f"10.{200 + number}.0.0/16", TagSpecifications=made("vpc"))["Vpc"]["VpcId"]
+        subnet = ec2.create_subnet(VpcId=vpc, CidrBlock=f"10.{200 + number}.1.0/24", TagSpecifications=made("subnet"))["Subnet"]["SubnetId"]
+        ec2.create_security_group(GroupName=f"{name}-{number}", Description="decoy", VpcId=vpc, TagSpecifications=made("security-group"))
+        ec2.create_internet_gateway(TagSpecifications=made("internet-gateway"))
+        ec2.create_route_table(VpcId=vpc, TagSpecifications=made("route-table"))
+        ec2.create_key_pair(KeyName=f"{name}-{number}", TagSpecifications=made("key-pair"))
+        ec2.create_volume(AvailabilityZone=f"{region}a", Size=1, TagSpecifications=made("volume"))
+        elb.create_load_balancer(Name=f"{name[:20]}-d{number}", Type="network", Subnets=[subnet], **({"Tags": tags} if tags else {}))
+        elb.create_target_group(Name=f"{name[:20]}-t{number}", Protocol="TCP", Port=80, VpcId=vpc, **({"Tags": tags} if tags else {}))
+        efs.create_file_system(CreationToken=f"{name}-{number}", Tags=tags)
+        ssm.put_parameter(Name=f"/kprov/{uid[:-1]}{number}/epoch", Value="1", Type="String", **({"Tags": tags} if tags else {}))
+        iam.create_role(RoleName=f"{name}-{number}", AssumeRolePolicyDocument=json.dumps({"Version": "2012-10-17", "Statement": []}), Tags=tags)
+
+
+# Serving.
+
+
+class Control(BaseHTTPRequestHandler):
+    port, region = 0, "eu-central-1"
+
+    def log_message(self, *_):
+        pass
+
+    def answer(self, value):
+        body = json.dumps(value, default=str).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self):
+        url = urlparse(self.path)
+        query = {key: values[0] for key, values in parse_qs(url.query).items()}
+        if url.path == "/events":
+            return self.answer(rig.wait(int(query.get("after", 0)), float(query.get("seconds", 20))))
+        with rig.calls:
+            return self.answer({"/balancers": balancers, "/mounts": mounts, "/dump": dump, "/alive": dict}[url.path]())
+
+    def do_POST(self):
+        url = urlparse(self.path)
+        query = {key: values[0] for key, values in parse_qs(url.query).items()}
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode()
+        if url.path == "/ready":
+            ready(query["id"], body)
+        elif url.path == "/gone":
+            gone(query["id"])
+        elif url.path == "/auto":
+            rig.auto = query["on"] == "1"
+        elif url.path == "/health":
+            said = json.loads(body)
+            rig.health[(said["targetGroup"], said["target"], int(said["port"]))] = said["state"]
+        elif url.path == "/decoys":
+            auto, rig.auto = rig.auto, True
+            decoys(self.port, query.get("region", self.region), **json.loads(body))
+            rig.auto = auto
+        else:
+            return self.send_error(404)
+        return self.answer({})
+
+
+def serve(port, control_port, auto):
+    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
+    from werkzeug.serving import make_server
+
+    application = DomainDispatcherApplication(create_backend_app)
+
+    def one_at_a_time(environ, start_response):
+        """AWS never lets two requests see half of each other; moto's threads do."""
+        with rig.calls:
+            return application(environ, start_response)
+
+    class Quiet(MotoRequestHandler):
+        def log_request(self, *_):
+            pass
+
+    rig.auto = auto
+    server = make_server("127.0.0.1", port, one_at_a_time, threaded=True, request_handler=Quiet)
+    Control.port = server.server_port
+    control = ThreadingHTTPServer(("127.0.0.1", control_port), Control)
+    for one in (server, control):
+        threading.Thread(target=one.serve_forever, daemon=True).start()
+    return server.server_port, control.server_address[1]
+
+
+def main():
+    if sys.argv[1:] == ["--self-test"]:
+        sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+        import moto_strict_test
+
+        return moto_strict_test.main(sys.modules[__name__], ClientError)
+    serve(int(sys.argv[1]), int(sys.argv[2]), "--auto" in sys.argv)
+    print("ready", flush=True)
+    # Its end is the end of whoever started this.
+    sys.stdin.read()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,35 @@
+#!/bin/sh
+# Stands in for mount.nfs4, since this kernel may have no NFS: checks what it is told as the real one would, and binds a shared folder.
+# usage: mount.nfs4 SERVER:PATH FOLDER [-o OPTIONS]     (as mount(8) calls it)
+fail() { echo "mount.nfs4: $1" >&2; exit 32; }
+source=$1
+target=$2
+shift 2
+options=
+while [ $# -gt 0 ]; do
+  case $1 in
+    -o) options=$2; shift 2 ;;
+    -v | -n | -w | -r) shift ;;
+    *) fail "unknown argument $1" ;;
+  esac
+done
+server=${source%%:*}
+path=${source#*:}
+[ "$server:$path" = "$source" ] || fail "$source is not SERVER:PATH"
+case $path in /*) ;; *) fail "$path is not an absolute path" ;; esac
+old_ifs=$IFS
+IFS=,
+for option in $options; do
+  case $option in
+    rw | ro | hard | noresvport | _netdev | nofail | noatime | nosuid | nodev | nfsvers=4 | nfsvers=4.[012] | vers=4 | vers=4.[012] | minorversion=[012]) ;;
+    soft) fail "soft mounts lose writes" ;;
+    rsize=* | wsize=* | timeo=* | retrans=* | port=2049 | sec=sys | nconnect=*) ;;
+    *) fail "an incorrect mount option was specified: $option" ;;
+  esac
+done
+IFS=$old_ifs
+[ -d "$target" ] || fail "mount point $target does not exist"
+[ -d "/opt/rig/nfs/$server" ] || fail "Connection timed out: no mount target answers at $server"
+[ -d "/opt/rig/nfs/$server$path" ] || fail "mounting $source failed, reason given by server: No such file or directory"
+echo "$source $target $options" >>/var/log/mount.nfs4.log
+exec mount --bind "/opt/rig/nfs/$server$path" "$target"

@@ -1,0 +1,93 @@
+//! The rig itself: what the stories believe of it.
+
+use super::aws::{MOTO, python};
+use super::machines::{Machines, Spec};
+use super::namespace::{HOME, Namespace};
+use crate::harness::require_root;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::process::Command;
+use std::time::Instant;
+
+fn spec(name: &str, last: u8, key: &str) -> Spec {
+    Spec {
+        name: name.into(),
+        hostname: format!("ip-10-0-1-{last}"),
+        address: Ipv4Addr::new(10, 0, 1, last),
+        subnet: "10.0.1.0/24".parse().expect("a subnet"),
+        public: Some(Ipv4Addr::new(54, 0, 0, last)),
+        user: "admin".into(),
+        authorized_keys: vec![key.into()],
+        cpu_millis: 1000,
+        memory_bytes: 512 << 20,
+        user_data: "#cloud-config\nhostname: web\nwrite_files:\n- {path: /etc/greeting, content: hello, permissions: '0600'}\n\
+                    runcmd:\n- echo ran >/etc/ran\n- [sh, -c, \"echo 'two words' >>/etc/ran\"]\n"
+            .into(),
+    }
+}
+
+/// What a client with a strict private known_hosts gets.
+fn ssh(namespace: &Namespace, folder: &Path, host_key: &str, address: Ipv4Addr, command: &str) -> (bool, String) {
+    std::fs::write(folder.join("known_hosts"), format!("{address} {host_key}\n")).expect("known_hosts");
+    let known = format!("UserKnownHostsFile={}", folder.join("known_hosts").display());
+    let mut ssh = namespace.command("ssh");
+    ssh.args(["-F", "none", "-o", &known, "-o", "StrictHostKeyChecking=yes", "-o", "BatchMode=yes", "-o", "ConnectTimeout=5", "-i"]);
+    let output = ssh.arg(folder.join("key")).arg(format!("admin@{address}")).arg(command).output().expect("ssh");
+    (output.status.success(), crate::harness::text(&output))
+}
+
+#[test]
+fn emulated_machines_are_reached_by_their_addresses_and_by_nothing_else() {
+    require_root();
+    let folder = tempfile::tempdir().expect("a folder");
+    let made = Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(folder.path().join("key")).status();
+    assert!(made.expect("ssh-keygen").success());
+    let key = std::fs::read_to_string(folder.path().join("key.pub")).expect("the key");
+    let namespace = Namespace::new();
+    let machines = Machines::new(&namespace);
+    let begin = Instant::now();
+    let one = machines.start(&spec("i-1", 4, &key)).expect("a machine");
+    eprintln!("a machine to its sshd: {:?}", begin.elapsed());
+    let two = machines.start(&spec("i-2", 5, &key)).expect("another machine");
+    assert_ne!(one, two, "each machine has a host key of its own");
+    let run = |last: u8, host_key: &str, command: &str| ssh(&namespace, folder.path(), host_key, Ipv4Addr::new(10, 0, 1, last), command);
+
+    let (good, said) = run(4, &one, "sudo -n sh -c 'id -u; hostname; cat /etc/greeting /etc/ran; stat -c %a /etc/greeting'");
+    assert!(good && said.contains("0\nweb\nhelloran\ntwo words\n600"), "{said}");
+    assert!(!run(4, &two, "true").0, "another machine's key is refused");
+    let public = ssh(&namespace, folder.path(), &two, Ipv4Addr::new(54, 0, 0, 5), "hostname -I").1;
+    assert!(public.contains("10.0.1.5"), "the public address leads to the private one: {public}");
+    let peer = run(4, &one, "exec 3<>/dev/tcp/10.0.1.5/22; head -c 4 <&3; exec 4<>/dev/tcp/54.0.0.5/22; head -c 4 <&4").1;
+    assert_eq!(peer.trim(), "SSH-SSH-", "machines reach each other");
+    for (name, hidden) in [("the host's home", "/root/.cargo"), ("the host's work", "/work"), ("its keys", "/etc/ssh/moduli")] {
+        assert!(!machines.inside("i-1", &format!("test -e {hidden}")).status.success(), "{name} is hidden");
+    }
+    let out =
+        machines.inside("i-1", "timeout 1 sh -c 'echo >/dev/udp/192.0.2.1/9'; ip -o link | grep -c eth0; cat /proc/net/route | wc -l");
+    assert!(String::from_utf8_lossy(&out.stdout).starts_with("1\n"), "one way out, to the rig: {out:?}");
+
+    machines.serve_filesystem("10.0.1.9", "fs-1");
+    let mount =
+        |what: &str| machines.inside("i-1", &format!("mkdir -p /media/x; mount -t nfs4 {what} /media/x && echo shared >/media/x/file"));
+    assert!(!mount("10.0.1.8:/").status.success(), "nobody serves there");
+    assert!(!mount("-o nfsvers=3 10.0.1.9:/").status.success(), "a wrong option is refused");
+    let mounted = mount("-o nfsvers=4.1,hard,timeo=600,retrans=2,noresvport 10.0.1.9:/");
+    assert!(mounted.status.success(), "{mounted:?}");
+    let other = machines.inside("i-2", "mount -t nfs4 -o nfsvers=4.1 10.0.1.9:/ /mnt && cat /mnt/file");
+    assert_eq!(String::from_utf8_lossy(&other.stdout), "shared\n");
+
+    machines.stop("i-1").expect("stopped");
+    machines.stop("i-1").expect("twice is no error");
+    let place = machines.folder("i-2");
+    drop(machines);
+    assert!(!place.exists());
+    assert_eq!(namespace.links(), Vec::<String>::new(), "no cable is left");
+    assert!(namespace.connect(SocketAddr::from((HOME, 1))).is_err());
+}
+
+#[test]
+fn the_strict_layer_over_moto_holds_for_this_moto() {
+    let mut moto = Command::new(python());
+    let output = moto.arg(MOTO).arg("--self-test").output().expect("python starts");
+    assert!(output.status.success(), "{}", crate::harness::text(&output));
+}
