@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -53,13 +54,18 @@ pub async fn run(args: &Args) -> Result<()> {
     parts.spawn(async move { serving.serve(listener, tls).await });
     parts.spawn(well(scheduler::run(client.clone(), watches, cancel.clone())));
     parts.spawn(keeper::run(client, informers, config, cancel.clone()));
-    let stop = cancel.clone();
-    parts.spawn(async move {
-        stop.cancelled().await;
-        server.shut_down();
-        Ok(())
-    });
+    parts.spawn(end(server, cancel.clone()));
     agent::join(parts, cancel).await
+}
+
+/// Ends the server when told to, and when its store can no longer write: a control plane that only reads would deceive everybody.
+async fn end(server: Arc<Server>, cancel: CancellationToken) -> Result<()> {
+    let ended = tokio::select! {
+        failure = server.store_failed() => Err(failure),
+        () = cancel.cancelled() => Ok(()),
+    };
+    server.shut_down();
+    ended
 }
 
 /// A part that cannot fail, only end.

@@ -9,7 +9,7 @@ use super::route::{self, Route, Target};
 use super::status::{Answer, Status};
 use super::tokens::Keys;
 use super::{User, delete, documents, logs, read, reviews, seed, subresources, watch, write};
-use crate::error::{Context, Kind, Result};
+use crate::error::{Context, Error, Kind, Result};
 use crate::orchestrator::client::{Body, Transport};
 use crate::orchestrator::config::ServerConfig;
 use crate::orchestrator::store::{Redb, Store, Window};
@@ -146,9 +146,13 @@ impl Server {
         self.stop.cancel();
     }
 
-    /// False after a disk failure: the process should end and be started again.
-    pub fn healthy(&self) -> bool {
-        self.store.healthy()
+    /// Waits until the disk refuses a write: nothing can be changed any more, so the process should end and be started again.
+    pub async fn store_failed(&self) -> Error {
+        let data = self.config.data.display();
+        self.store
+            .failed()
+            .await
+            .hint(format!("once {data} takes writes again, the server goes on where it stopped: it is started again by itself"))
     }
 
     /// Answers one request of an authenticated user. `None`: nobody in particular, who may only ask for health.

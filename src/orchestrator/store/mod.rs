@@ -188,7 +188,7 @@ impl Store {
     pub async fn write(&self, key: &str, expect: Expect, change: Change) -> Result<Entry, Refused> {
         let (reply, answer) = oneshot::channel();
         self.writer.send(writer::Request { key: key.into(), expect, change, reply });
-        answer.await.unwrap_or_else(|_| Err(Refused::Failed(Error::internal("the store's writer is gone"))))
+        answer.await.unwrap_or_else(|_| Err(Refused::Failed(writer::gone())))
     }
 
     pub fn get(&self, key: &str) -> Option<Entry> {
@@ -225,5 +225,10 @@ impl Store {
     /// False after a disk failure: the server should end and be started again.
     pub fn healthy(&self) -> bool {
         self.writer.healthy()
+    }
+
+    /// Waits for that failure.
+    pub async fn failed(&self) -> Error {
+        self.writer.failed().await
     }
 }

@@ -125,6 +125,26 @@ async fn write_that_did_not_reach_the_disk_is_neither_acknowledged_nor_visible()
     assert!(matches!(store.write("pods/a/y", Expect::Absent, put("two")).await, Err(Refused::Failed(_))));
     assert!(store.get("pods/a/y").is_none() && store.get("pods/a/x").is_some());
     assert!(!store.healthy());
+    assert_eq!(store.failed().await.chain(), "disk is full", "who waits for the failure is told");
+}
+
+/// A writer that panics.
+struct Broken;
+impl Engine for Broken {
+    fn load(&mut self) -> Result<Stored> {
+        Ok(Stored::default())
+    }
+    fn commit(&mut self, _: &[Arc<Event>]) -> Result<()> {
+        panic!("the engine panics, as this test wants")
+    }
+}
+
+#[tokio::test]
+async fn a_writer_that_is_gone_counts_as_a_failed_store() {
+    let store = Store::open(Broken, Window::default()).unwrap();
+    assert!(matches!(store.write("pods/a/x", Expect::Absent, put("one")).await, Err(Refused::Failed(_))));
+    assert!(store.failed().await.chain().contains("writer is gone"));
+    assert!(!store.healthy());
 }
 
 #[derive(Debug, Clone)]

@@ -5,12 +5,11 @@ use super::{Change, Engine, Entry, Event, Expect, Refused};
 use crate::error::{Context, Error, Kind, Result};
 use parking_lot::RwLock;
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 /// Bounds the memory of one transaction and the wait of its first writer.
 const BATCH: usize = 1024;
@@ -26,18 +25,19 @@ pub struct Request {
 
 pub struct Writer {
     queue: Option<Sender<Request>>,
-    healthy: Arc<AtomicBool>,
+    /// What the disk said when it failed.
+    failure: watch::Receiver<Option<String>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Writer {
     pub fn start(engine: impl Engine + 'static, state: Arc<RwLock<State>>) -> Result<Writer> {
         let (queue, requests) = channel();
-        let healthy = Arc::new(AtomicBool::new(true));
-        let work = Work { engine: Box::new(engine), state, healthy: healthy.clone(), failure: OnceLock::new() };
+        let (failed, failure) = watch::channel(None);
+        let work = Work { engine: Box::new(engine), state, failure: failed };
         let thread = std::thread::Builder::new().name("store".into()).spawn(move || work.run(&requests));
         let thread = thread.or_fail(Kind::Host, || "could not start the store's writer thread")?;
-        Ok(Writer { queue: Some(queue), healthy, thread: Some(thread) })
+        Ok(Writer { queue: Some(queue), failure, thread: Some(thread) })
     }
 
     pub fn send(&self, request: Request) {
@@ -46,7 +46,15 @@ impl Writer {
     }
 
     pub fn healthy(&self) -> bool {
-        self.healthy.load(Ordering::Acquire)
+        self.failure.borrow().is_none() && self.failure.has_changed().is_ok()
+    }
+
+    /// Waits for as long as the disk takes what is written.
+    pub async fn failed(&self) -> Error {
+        match self.failure.clone().wait_for(Option::is_some).await {
+            Ok(text) => Error::host(text.as_deref().unwrap_or_default()),
+            Err(_) => gone(),
+        }
     }
 }
 
@@ -63,8 +71,12 @@ impl Drop for Writer {
 struct Work {
     engine: Box<dyn Engine>,
     state: Arc<RwLock<State>>,
-    healthy: Arc<AtomicBool>,
-    failure: OnceLock<String>,
+    failure: watch::Sender<Option<String>>,
+}
+
+/// The thread ended without being told to.
+pub fn gone() -> Error {
+    Error::internal("the store's writer is gone")
 }
 
 type Decided = (oneshot::Sender<Result<Entry, Refused>>, Result<Entry, Refused>);
@@ -85,7 +97,8 @@ impl Work {
     }
 
     fn write(&mut self, batch: Vec<Request>) {
-        if let Some(failure) = self.failure.get() {
+        let failure = self.failure.borrow().clone();
+        if let Some(failure) = failure {
             for request in batch {
                 let _ = request.reply.send(Err(Refused::Failed(Error::host(failure.clone()))));
             }
@@ -97,8 +110,8 @@ impl Work {
             Err(error) => {
                 let text = error.chain();
                 tracing::error!(error = text, "could not write to the store; nothing more is written");
+                self.failure.send_replace(Some(text.clone()));
                 decided.into_iter().for_each(|(reply, _)| drop(reply.send(Err(Refused::Failed(Error::host(text.clone()))))));
-                let _ = self.failure.set(text);
             }
         }
     }
@@ -139,10 +152,7 @@ impl Work {
         if events.is_empty() {
             return Ok(());
         }
-        if let Err(error) = self.engine.commit(&events) {
-            self.healthy.store(false, Ordering::Release);
-            return Err(error);
-        }
+        self.engine.commit(&events)?;
         self.state.write().apply(events);
         Ok(())
     }
