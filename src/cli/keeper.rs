@@ -166,7 +166,9 @@ impl Keeper {
             return;
         }
         let name = object.metadata.name.as_deref().unwrap_or_default();
-        if let Err(error) = self.client.patch::<BlueprintObject>("", name, "status", Patch::Merge, &json!({ "status": status })).await {
+        // A list is patched whole: only onto the version that it was made from, or a condition that somebody just added would go.
+        let patch = json!({"metadata": {"resourceVersion": object.metadata.resource_version}, "status": status});
+        if let Err(error) = self.client.patch::<BlueprintObject>("", name, "status", Patch::Merge, &patch).await {
             tracing::debug!("could not write the blueprint's status: {error}");
         }
     }
@@ -199,16 +201,52 @@ fn blueprint(object: &BlueprintObject) -> Blueprint {
     }
 }
 
-/// One `Ready` condition; its transition time moves only when its status does.
+/// The object's conditions with our `Ready` in its place: those that others keep stay. Its transition time moves only when its status does.
 fn conditions(object: &BlueprintObject, settled: bool, message: &str) -> Value {
     let status = if settled { "True" } else { "False" };
-    let kept = object.status.iter().flat_map(|status| status["conditions"].as_array().into_iter().flatten());
-    let before = kept.into_iter().find(|condition| condition["type"] == "Ready" && condition["status"] == status);
-    let since = before.map_or_else(|| json!(time::now_text()), |condition| condition["lastTransitionTime"].clone());
+    let kept = object.status.as_ref().and_then(|status| status["conditions"].as_array()).cloned().unwrap_or_default();
+    let before = kept.iter().position(|condition| condition["type"] == "Ready");
+    let same = before.map(|place| &kept[place]).filter(|condition| condition["status"] == status);
+    let since = same.map_or_else(|| json!(time::now_text()), |condition| condition["lastTransitionTime"].clone());
     let reason = if settled { "AsWanted" } else { "Converging" };
-    json!([{"type": "Ready", "status": status, "reason": reason, "message": message, "lastTransitionTime": since}])
+    let ready = json!({"type": "Ready", "status": status, "reason": reason, "message": message, "lastTransitionTime": since});
+    let mut conditions = kept;
+    match before {
+        Some(place) => conditions[place] = ready,
+        None => conditions.insert(0, ready),
+    }
+    conditions.into()
 }
 
 fn says_already(kept: &Value, status: &Value) -> bool {
     status.as_object().is_some_and(|fields| fields.iter().all(|(name, value)| kept.get(name) == Some(value)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn object(conditions: Value) -> BlueprintObject {
+        let spec = json!({"provider": "local", "machines": []});
+        serde_json::from_value(json!({"metadata": {"name": "shop"}, "spec": spec, "status": {"conditions": conditions}})).expect("object")
+    }
+
+    #[test]
+    fn conditions_of_others_stay_and_ours_keeps_its_moment() {
+        let theirs = json!({"type": "Approved", "status": "True", "reason": "Audit"});
+        let ours = json!({"type": "Ready", "status": "True", "reason": "AsWanted", "message": "old", "lastTransitionTime": "2026-01-01T00:00:00Z"});
+        let object = object(json!([theirs, ours]));
+        let same = conditions(&object, true, "new");
+        assert_eq!(same[0], theirs);
+        assert_eq!((&same[1]["message"], &same[1]["lastTransitionTime"]), (&json!("new"), &json!("2026-01-01T00:00:00Z")));
+        let other = conditions(&object, false, "new");
+        assert_eq!((other.as_array().map(Vec::len), &other[0], &other[1]["status"]), (Some(2), &theirs, &json!("False")));
+        assert_ne!(other[1]["lastTransitionTime"], ours["lastTransitionTime"]);
+    }
+
+    #[test]
+    fn the_first_report_brings_the_first_condition() {
+        let first = conditions(&object(json!(null)), false, "making machines");
+        assert_eq!((first.as_array().map(Vec::len), &first[0]["type"], &first[0]["status"]), (Some(1), &json!("Ready"), &json!("False")));
+    }
 }

@@ -3,8 +3,11 @@
 mod apply;
 mod bug;
 mod look;
+mod report;
 mod retry;
 mod settle;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use bug::Bug;
 pub use look::{Look, look};
@@ -12,7 +15,7 @@ pub use look::{Look, look};
 use super::event::Event;
 use super::journal::Journal;
 use super::plan::Plan;
-use super::{Door, Id, Key, Observed, Resource, Verb, lint};
+use super::{Door, Id, Key, Observed, Resource, lint};
 use crate::error::{Error, Kind, Result};
 use apply::Applied;
 use parking_lot::Mutex;
@@ -113,35 +116,7 @@ pub async fn converge(
     events: Events<'_>,
 ) -> Result<Outcome> {
     let run = Run::new(doors, journal, options, events);
-    let (mut stalled, mut same, mut effects, mut former) = (0, 0, 0, BTreeSet::new());
-    for round in 1..=options.rounds {
-        let (observed, asked) = run.observe_and_settle().await?;
-        let plan = run.plan(desired, &observed);
-        if plan.is_empty() || (round > 1 && run.has(Bug::OneRoundIsEnough)) {
-            // What the read shows may be older than the last effect; only a read that shows it all ends the run.
-            if !run.is_settled(asked) && !run.has(Bug::FirstQuietLookTrusted) {
-                run.pause_until_settled().await?;
-                continue;
-            }
-            events(Event::Quiet { rounds: round });
-            return Ok(Outcome { observed, rounds: round, effects });
-        }
-        let applied = run.round(round, &plan, desired, &observed).await?;
-        effects += applied.effects;
-        let keys: BTreeSet<Key> = plan.actions.iter().map(super::Action::key).collect();
-        same = if keys == former { same + 1 } else { 0 };
-        former = keys;
-        stalled = if applied.finished.is_empty() { stalled + 1 } else { 0 };
-        if let Some(error) = run.verdict(applied, stalled, same) {
-            return Err(report(error, &plan, &run.last_seen()));
-        }
-        if stalled > 0 || same > 1 {
-            run.rest(stalled + same).await?;
-        }
-    }
-    let (observed, _) = run.observe_and_settle().await?;
-    let plan = run.plan(desired, &observed);
-    Err(report(Error::timeout(format!("could not come to rest in {} rounds", options.rounds)), &plan, &observed))
+    run.until_quiet(desired).await.map_err(report::with_next_step)
 }
 
 /// One round of the loop inside the cluster: errors of single actions are values here, the next round is another try.
@@ -198,6 +173,38 @@ impl<'a> Run<'a> {
         run
     }
 
+    async fn until_quiet(&self, desired: &[Resource]) -> Result<Outcome> {
+        let (mut stalled, mut same, mut effects, mut former) = (0, 0, 0, BTreeSet::new());
+        for round in 1..=self.options.rounds {
+            let (observed, asked) = self.observe_and_settle().await?;
+            let plan = self.plan(desired, &observed);
+            if plan.is_empty() || (round > 1 && self.has(Bug::OneRoundIsEnough)) {
+                // What the read shows may be older than the last effect; only a read that shows it all ends the self.
+                if !self.is_settled(asked) && !self.has(Bug::FirstQuietLookTrusted) {
+                    self.pause_until_settled().await?;
+                    continue;
+                }
+                (self.events)(Event::Quiet { rounds: round });
+                return Ok(Outcome { observed, rounds: round, effects });
+            }
+            let applied = self.round(round, &plan, desired, &observed).await?;
+            effects += applied.effects;
+            let keys: BTreeSet<Key> = plan.actions.iter().map(super::Action::key).collect();
+            same = if keys == former { same + 1 } else { 0 };
+            former = keys;
+            stalled = if applied.finished.is_empty() { stalled + 1 } else { 0 };
+            if let Some(error) = self.verdict(applied, stalled, same) {
+                return Err(report::report(error, &plan, &self.last_look().await));
+            }
+            if stalled > 0 || same > 1 {
+                self.rest(stalled + same).await?;
+            }
+        }
+        let (observed, _) = self.observe_and_settle().await?;
+        let plan = self.plan(desired, &observed);
+        Err(report::report(Error::timeout(format!("could not come to rest in {} rounds", self.options.rounds)), &plan, &observed))
+    }
+
     fn has(&self, bug: Bug) -> bool {
         bug.is_in(self.options)
     }
@@ -240,29 +247,4 @@ impl<'a> Run<'a> {
         }
         stop.then(|| Error::timeout("could not come to rest: the same actions are planned again and again"))
     }
-
-    fn last_seen(&self) -> Vec<Observed> {
-        self.last_seen.lock().clone()
-    }
-}
-
-/// Adds what a person needs to go on: what is there, what is missing, and the next step.
-fn report(error: Error, plan: &Plan, observed: &[Observed]) -> Error {
-    let list = |items: Vec<String>| if items.is_empty() { "nothing".into() } else { items.join(", ") };
-    let there = list(observed.iter().map(|thing| format!("{} ({})", thing.id, thing.handle)).collect());
-    let of = |verbs: &[Verb]| {
-        let gone = |action: &&super::Action| !observed.iter().any(|thing| thing.id == action.id && thing.generation == action.generation);
-        let open = plan.actions.iter().filter(|action| verbs.contains(&action.verb));
-        let open = open.filter(|action| if action.verb == Verb::Create { gone(action) } else { !gone(action) });
-        open.map(|action| action.id.to_string()).collect::<Vec<_>>()
-    };
-    let mut error = error.hint(format!("there: {there}"));
-    for (word, ids) in
-        [("missing", of(&[Verb::Create])), ("not changed yet", of(&[Verb::Update, Verb::Repair])), ("still to delete", of(&[Verb::Delete]))]
-    {
-        if !ids.is_empty() {
-            error = error.hint(format!("{word}: {}", ids.join(", ")));
-        }
-    }
-    error.hint("run the same command again: it continues where this one stopped; `kprov down` removes everything")
 }

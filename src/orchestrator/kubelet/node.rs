@@ -26,6 +26,8 @@ const VERSION: &str = "v1.33.0+kprov";
 const LEASE_SECONDS: i64 = 40;
 const RENEW: Duration = Duration::from_secs(10);
 const REPORT: Duration = Duration::from_secs(300);
+/// A machine that is taken away loses its Node first; a cloud's machine is down this long after it was told to go.
+const FAREWELL: Duration = Duration::from_secs(15);
 /// Upstream's limit of image names in a Node.
 const IMAGES: usize = 50;
 
@@ -103,7 +105,8 @@ pub async fn report(context: Arc<Context>, cancel: CancellationToken) {
     }
     let watch = Watch::folder(Path::new(CNI_FOLDER)).inspect_err(|error| tracing::warn!(%error, "could not watch {CNI_FOLDER}")).ok();
     let mut happenings = context.happenings.subscribe();
-    let mut reporter = Reporter { context: context.clone(), told: None, told_at: None, ready_since: text_time(now()), ready: None };
+    let mut reporter =
+        Reporter { context: context.clone(), told: None, told_at: None, ready_since: text_time(now()), ready: None, missing_since: None };
     reporter.event("Starting", "Starting kprov's kubelet.");
     let mut check = tokio::time::interval(RENEW);
     check.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -138,14 +141,31 @@ struct Reporter {
     told_at: Option<tokio::time::Instant>,
     ready_since: String,
     ready: Option<bool>,
+    missing_since: Option<tokio::time::Instant>,
 }
 
 impl Reporter {
-    /// The API took our silence for our end (a network that was cut, a machine that slept) and nobody but us can take that back.
-    async fn given_up(&self) -> bool {
-        let node = self.context.client.get::<Node>("", &self.context.config.node_name).await;
-        let conditions = node.ok().flatten().and_then(|node| node.status?.conditions).unwrap_or_default();
-        conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "Unknown")
+    /// Whether there is something to say although nothing has changed here.
+    async fn must_repeat(&mut self) -> bool {
+        match self.context.client.get::<Node>("", &self.context.config.node_name).await {
+            // An API that cannot be asked cannot be told either.
+            Err(_) => false,
+            Ok(Some(node)) => {
+                self.missing_since = None;
+                given_up(&node)
+            }
+            Ok(None) => self.come_back().await,
+        }
+    }
+
+    /// Somebody deleted our Node. When the machine is to go, it ends within seconds; a machine that still runs later is a node.
+    async fn come_back(&mut self) -> bool {
+        let since = *self.missing_since.get_or_insert_with(tokio::time::Instant::now);
+        if since.elapsed() < FAREWELL {
+            return false;
+        }
+        let registered = try_register(&self.context).await;
+        registered.inspect_err(|failure| tracing::warn!(error = %failure, "could not register this node again")).is_ok()
     }
 
     /// Looks at the runtime and reports if there is something to report; true when the node is ready.
@@ -160,13 +180,16 @@ impl Reporter {
         }
         let status = self.status(why_not).await;
         let due = self.told_at.is_none_or(|at| at.elapsed() >= REPORT);
-        let name = &self.context.config.node_name;
-        if self.told.as_ref() == Some(&status) && !due && !self.given_up().await {
+        let name = self.context.config.node_name.clone();
+        if self.told.as_ref() == Some(&status) && !due && !self.must_repeat().await {
             return ready;
         }
-        match self.context.client.patch::<Node>("", name, "status", Patch::Strategic, &json!({"status": with_heartbeat(&status)})).await {
+        match self.context.client.patch::<Node>("", &name, "status", Patch::Strategic, &json!({"status": with_heartbeat(&status)})).await {
             Ok(_) => (self.told, self.told_at) = (Some(status), Some(tokio::time::Instant::now())),
-            // Deleted on purpose (the machine is to go): a kubelet does not bring its Node back while it runs.
+            // Told anew at the next look, which also sees a Node that was deleted.
+            Err(failure) if failure.is_not_found() => {
+                self.come_back().await;
+            }
             Err(failure) => tracing::debug!(error = %Error::from(failure).chain(), "could not report this node's status"),
         }
         ready
@@ -262,6 +285,12 @@ impl Reporter {
     }
 }
 
+/// The API took our silence for our end (a network that was cut, a machine that slept) and nobody but us can take that back.
+fn given_up(node: &Node) -> bool {
+    let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "Unknown")
+}
+
 fn node_subject() -> Subject {
     Subject {
         api_version: String::new(),
@@ -310,10 +339,9 @@ async fn renew(context: &Context) -> Result<(), Failure> {
         other => return other.map(drop),
     }
     let mut metadata = json!({"name": name, "namespace": NAMESPACE});
-    // The lease goes when its Node goes.
-    if let Some(uid) = context.client.get::<Node>("", name).await?.and_then(|node| node.metadata.uid) {
-        metadata["ownerReferences"] = json!([{"apiVersion": "v1", "kind": "Node", "name": name, "uid": uid}]);
-    }
+    // The lease goes when its Node goes, and there is none without one.
+    let Some(uid) = context.client.get::<Node>("", name).await?.and_then(|node| node.metadata.uid) else { return Ok(()) };
+    metadata["ownerReferences"] = json!([{"apiVersion": "v1", "kind": "Node", "name": name, "uid": uid}]);
     let lease = json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata, "spec": spec});
     context.client.create::<Lease>(NAMESPACE, &lease).await.map(drop)
 }
