@@ -58,6 +58,7 @@ struct Machine {
     _go: ChildStdin,
     group: Group,
     folder: PathBuf,
+    address: Ipv4Addr,
     public: Option<Ipv4Addr>,
 }
 
@@ -98,7 +99,7 @@ impl Machines {
         if let Some(public) = spec.public {
             self.namespace.publish(public, spec.address);
         }
-        let machine = Machine { process, _go: go, group, folder, public: spec.public };
+        let machine = Machine { process, _go: go, group, folder, address: spec.address, public: spec.public };
         self.running.lock().expect("machines").insert(spec.name.clone(), Arc::new(Mutex::new(machine)));
         Ok(key)
     }
@@ -114,6 +115,8 @@ impl Machines {
         machine.group.kill()?;
         let _ = machine.process.kill();
         machine.process.wait()?;
+        // The kernel takes it with the machine's namespace, but in its own time.
+        self.namespace.script(&format!("ip link del {} 2>/dev/null || true", link(machine.address)));
         machine.group.remove()?;
         machine.group.remove_empty_parents();
         fs::remove_dir_all(&machine.folder)
@@ -182,7 +185,7 @@ impl Machines {
     fn plug(&self, spec: &Spec, process: u32) -> io::Result<()> {
         let init = init_of(process).ok_or_else(|| io::Error::other("its first process ended"))?;
         let [_, b, c, d] = spec.address.octets();
-        let (link, mac) = (format!("v{b}-{c}-{d}"), format!("02:0a:00:{b:02x}:{c:02x}:{d:02x}"));
+        let (link, mac) = (link(spec.address), format!("02:0a:00:{b:02x}:{c:02x}:{d:02x}"));
         self.namespace.script(&format!(
             "ip link add {link} master {BRIDGE} type veth peer name eth0 address {mac} netns {init}
              ip link set {link} up"
@@ -221,6 +224,11 @@ impl Machines {
             }
         }
     }
+}
+
+/// On the bridge's side.
+fn link(address: Ipv4Addr) -> String {
+    format!("v{:08x}", address.to_bits())
 }
 
 fn gateway(subnet: Ipv4Net) -> Ipv4Addr {

@@ -185,9 +185,11 @@ def describe(instance):
     image = instance.ec2_backend.describe_images(ami_ids=[instance.image_id])[0]
     association = instance.ec2_backend.iam_instance_profile_associations.get(instance.id)
     data = instance.user_data
+    [size] = instance.ec2_backend.describe_instance_types(instance_types=[instance.instance_type])
     return {
         "id": instance.id, "address": instance.private_ip, "public": instance.public_ip, "subnet": subnet.cidr_block,
         "vpc": instance.ec2_backend.get_vpc(subnet.vpc_id).cidr_block, "image": image.name, "type": instance.instance_type,
+        "vcpus": size["VCpuInfo"]["DefaultVCpus"], "memory_mib": size["MemoryInfo"]["SizeInMiB"],
         "region": instance.region_name, "zone": subnet.availability_zone, "keys": [pair.public_key.strip() for pair in keys],
         "user_data": str(data.as_encoded_string() if hasattr(data, "as_encoded_string") else data or ""),
         "profile": association.iam_instance_profile.roles[0].name if association and association.iam_instance_profile.roles else None,

@@ -1,13 +1,14 @@
 //! The rig itself: what the stories believe of it.
 
-use super::aws::{MOTO, python};
+use super::aws::{Aws, MOTO, REGION, python};
 use super::machines::{Machines, Spec};
 use super::namespace::{HOME, Namespace};
+use super::proxy::{Fault, Rule};
 use crate::harness::require_root;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::process::Command;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 fn spec(name: &str, last: u8, key: &str) -> Spec {
     Spec {
@@ -90,4 +91,66 @@ fn the_strict_layer_over_moto_holds_for_this_moto() {
     let mut moto = Command::new(python());
     let output = moto.arg(MOTO).arg("--self-test").output().expect("python starts");
     assert!(output.status.success(), "{}", crate::harness::text(&output));
+}
+
+/// A plain client's story against the emulated cloud; what it printed.
+fn client(aws: &Aws, arguments: &[&str]) -> String {
+    let mut python = aws.namespace.command(python());
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/e2e/rig/aws_story.py");
+    let output = python.arg(script).arg(aws.endpoint()).args(arguments).output().expect("python");
+    assert!(output.status.success(), "{}", crate::harness::text(&output));
+    String::from_utf8_lossy(&output.stdout).trim().to_string()
+}
+
+#[test]
+fn instances_balancers_and_mounts_of_the_emulated_cloud_are_real() {
+    let aws = Aws::start();
+    let before = aws.dump();
+    let begin = Instant::now();
+    let said = client(&aws, &["up"]);
+    eprintln!("an instance, a balancer, a filesystem: {:?}", begin.elapsed());
+    let [instance, private, public, balancer, mount] = said.split(' ').collect::<Vec<_>>()[..] else { panic!("{said}") };
+    for address in [format!("{balancer}:80"), format!("{private}:32000"), format!("{public}:32000")] {
+        let answer = aws.namespace.run(|| crate::harness::http_get(&address, "/")).expect("it answers");
+        assert!(answer.contains("it serves"), "{address}: {answer}");
+    }
+    let inside = |shell: &str| String::from_utf8_lossy(&aws.machines.inside(instance, shell).stdout).into_owned();
+    let imds = "python3 -c \"import urllib.request as u\nr = u.Request('http://169.254.169.254/latest/api/token', method='PUT', \
+                headers={'X-aws-ec2-metadata-token-ttl-seconds': '60'})\nt = u.urlopen(r).read().decode()\n\
+                for p in ('iam/security-credentials/', 'placement/region', 'iam/security-credentials/story'):\n  \
+                print(u.urlopen(u.Request('http://169.254.169.254/latest/meta-data/' + p, headers={'X-aws-ec2-metadata-token': t})).read().decode())\"";
+    let told = inside(imds);
+    assert!(told.starts_with(&format!("story\n{REGION}\n")) && told.contains("ASIAstory"), "{told}");
+    assert!(inside(&format!("mount -t nfs4 -o nfsvers=4.1 {mount}:/ /mnt && echo mounted")).contains("mounted"));
+    let cloud = inside("python3 -c \"import urllib.request as u; print(u.urlopen('http://198.18.0.1:4566/moto-api/').status)\"");
+    assert_eq!(cloud.trim(), "200", "the loop inside reaches the cloud");
+
+    for (name, fault) in [
+        ("lost", Fault::LostReply),
+        ("truncated", Fault::Truncated),
+        ("duplicate", Fault::Duplicate),
+        ("reset", Fault::Reset),
+        ("throttle", Fault::Throttle),
+        ("status", Fault::Status(503)),
+        ("gateway", Fault::BadGateway),
+        ("silent", Fault::Silent(Duration::from_secs(3))),
+        ("slow", Fault::Slow(Duration::from_millis(300))),
+    ] {
+        aws.proxy.clear();
+        let rule = aws.proxy.rule(Rule::on("RunInstances", fault));
+        let made = client(&aws, &["tokens", name]);
+        assert_eq!(aws.proxy.fired(rule), 1, "{name} never happened");
+        let ledger = aws.proxy.ledger();
+        let calls: Vec<_> = ledger.iter().filter(|entry| entry.call.action == "RunInstances").collect();
+        assert!(calls.iter().all(|entry| entry.call.token.as_deref() == Some(name)), "{calls:?}");
+        let attempts = if matches!(fault, Fault::Slow(_) | Fault::Duplicate) { 1 } else { 2 };
+        assert_eq!(calls.len(), attempts, "{name}");
+        assert!(made.starts_with("i-"));
+    }
+    let instances = aws.dump().iter().filter(|row| row.kind == "instance").count();
+    assert_eq!(instances, 10, "each token made one instance");
+    aws.proxy.clear();
+    client(&aws, &["down"]);
+    assert_eq!(aws.dump(), before, "nothing is left in the account");
+    assert_eq!((aws.machines.names(), aws.namespace.links()), (vec![], vec![]), "nor on this host");
 }

@@ -1,0 +1,89 @@
+//! Somebody with kprov, a blueprint and an emulated cloud's credentials: the real binary, run inside the rig's namespace.
+
+use super::namespace::Namespace;
+use crate::harness::{binary, text};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+pub struct Operator {
+    pub namespace: Namespace,
+    /// The cluster's.
+    pub name: String,
+    pub provider: &'static str,
+    folder: tempfile::TempDir,
+    environment: Vec<(String, String)>,
+}
+
+impl Operator {
+    pub fn new(namespace: &Namespace, provider: &'static str, name: &str, environment: &[(&str, &str)]) -> Operator {
+        let folder = tempfile::Builder::new().prefix("kprov-e2e-").tempdir().expect("a folder for the operator");
+        let environment = environment.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
+        Operator { namespace: namespace.clone(), name: name.into(), provider, folder, environment }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// The repository's example for this provider: its provider line changed, its own section added.
+    pub fn example(&self, location: &str, own: &str) -> PathBuf {
+        let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("blueprints");
+        std::fs::copy(examples.join("web.yaml"), self.path("web.yaml")).expect("web.yaml");
+        let text = std::fs::read_to_string(examples.join("local.yaml")).expect("local.yaml");
+        let provider = self.provider;
+        let changed = text
+            .replace("name: shop\n", &format!("name: {}\n", self.name))
+            .replace("provider: local ", &format!("location: {location}\n  providers: {{{provider}: {own}}}\n  provider: {provider} "));
+        assert!(changed.contains(&format!("provider: {provider}")), "the example's provider line was not found");
+        let path = self.path("blueprint.yaml");
+        std::fs::write(&path, changed).expect("the blueprint");
+        path
+    }
+
+    pub fn command(&self) -> Command {
+        let mut command = self.namespace.command(binary());
+        command.env_clear().envs(["PATH", "LANG"].map(|name| (name, std::env::var(name).unwrap_or_default())));
+        // Nothing of this host's own user: its configuration may name other clouds.
+        command.env("HOME", self.folder.path()).env("KPROV_HOME", self.path("home"));
+        command.envs(self.environment.iter().map(|(key, value)| (key, value)));
+        command
+    }
+
+    pub fn kprov(&self, arguments: &[&str]) -> Output {
+        self.command().args(arguments).output().expect("kprov starts")
+    }
+
+    /// Runs and must succeed; its stdout.
+    pub fn ok(&self, arguments: &[&str]) -> String {
+        let output = self.kprov(arguments);
+        assert!(output.status.success(), "kprov {arguments:?} failed ({}):\n{}\n{}", output.status, text(&output), self.logs());
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.path("home").join("clusters").join(self.provider).join(&self.name).join("kubeconfig")
+    }
+
+    pub fn kubectl(&self, arguments: &[&str]) -> Output {
+        let mut command = self.namespace.command("kubectl");
+        command.env("HOME", self.folder.path()).arg("--kubeconfig").arg(self.kubeconfig()).args(arguments);
+        command.output().expect("kubectl starts")
+    }
+
+    pub fn kubectl_ok(&self, arguments: &[&str]) -> String {
+        let output = self.kubectl(arguments);
+        assert!(output.status.success(), "kubectl {arguments:?} failed ({}):\n{}", output.status, text(&output));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// Ends of the logs that kprov has written.
+    pub fn logs(&self) -> String {
+        let entries = std::fs::read_dir(self.path("home/log")).into_iter().flatten().flatten();
+        let tail = |path: PathBuf| {
+            let log = std::fs::read_to_string(&path).unwrap_or_default();
+            let lines: Vec<&str> = log.lines().rev().take(40).collect();
+            format!("--- {}\n{}\n", path.display(), lines.into_iter().rev().collect::<Vec<_>>().join("\n"))
+        };
+        entries.map(|entry| tail(entry.path())).collect()
+    }
+}
