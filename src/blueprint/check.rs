@@ -34,6 +34,7 @@ pub fn meaning(blueprint: &Node, objects: &[Object], report: &mut dyn Report) {
     machines(spec, report);
     load_balancers(spec, objects, report);
     filesystems(spec, report);
+    super::hosts::ssh(spec, report);
 }
 
 /// What is allowed but deserves a word.
@@ -235,7 +236,7 @@ fn unique(spec: &Node, list: &'static str, what: &str, report: &mut dyn Report) 
     }
 }
 
-fn elsewhere(first: Place) -> Option<String> {
+pub(super) fn elsewhere(first: Place) -> Option<String> {
     (first.line > 0).then(|| format!("the first one is on line {}", first.line))
 }
 

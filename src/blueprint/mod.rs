@@ -2,6 +2,7 @@
 
 pub mod check;
 pub mod diagnostic;
+pub mod hosts;
 pub mod load;
 pub mod manifests;
 pub mod providers;

@@ -1,8 +1,10 @@
 //! What only one provider needs: a section each under `spec.providers`, ignored by the others. Nothing secret belongs here.
 
+use super::schema::Role;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 /// One section per provider; those of other providers may stay when the provider line changes.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -70,16 +72,51 @@ pub struct Gcp {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Ssh {
-    /// The machines that may be claimed.
+    /// The machines that may be claimed, the control plane's first.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub hosts: Vec<SshHost>,
+    /// Free addresses of the machines' network for load balancers: single ones or ranges like 192.0.2.40-192.0.2.49. Without any, a load
+    /// balancer has the address of one of its machines.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<String>,
 }
 
-/// One machine of yours.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+/// One machine of yours. Only `address` is needed; the rest is as in your own ssh configuration.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct SshHost {
     /// A name or an address that `ssh` reaches.
     #[schemars(length(min = 1, max = 253))]
     pub address: String,
+    /// 22 unless said otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub port: Option<u16>,
+    /// Who logs in: root unless said otherwise; anybody else needs sudo without a password.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// The path of the private key on this host; else your agent's and your ssh configuration's keys.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+    /// A host to go through: user@host:port.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jump: Option<String>,
+    /// The machine's public host key, `ssh-ed25519 AAAA...`; else a fingerprint, else your known_hosts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_key: Option<String>,
+    /// The host key's fingerprint, `SHA256:...`, as `ssh-keygen -lf` prints it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fingerprint: Option<String>,
+    /// Only for machines of this role.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role: Option<Role>,
+    /// Only for machines of this group.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
+    /// Where the other machines reach it; else its address on the network that SSH reaches it by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub private_address: Option<IpAddr>,
+    /// On its Node.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
 }

@@ -5,6 +5,7 @@ pub mod conformance;
 pub mod fake;
 pub mod local;
 pub mod resources;
+pub mod ssh;
 
 use crate::blueprint::{Blueprint, ProviderName};
 use crate::engine::handoff::EpochStore;
@@ -54,6 +55,7 @@ impl Settings {
 pub async fn connect(settings: &Settings, cluster: &Cluster) -> Result<Arc<dyn Provider>> {
     match settings.provider {
         ProviderName::Local => Ok(Arc::new(local::Local::connect(cluster))),
+        ProviderName::Ssh => Ok(Arc::new(ssh::Machines::connect(settings, cluster)?)),
         other => Err(absent(other)),
     }
 }
@@ -61,6 +63,7 @@ pub async fn connect(settings: &Settings, cluster: &Cluster) -> Result<Arc<dyn P
 /// The same for the loop inside the cluster, from what `loop_credentials` gave.
 pub async fn from_credentials(credentials: &Value) -> Result<Arc<dyn Provider>> {
     match credentials["provider"].as_str() {
+        Some("ssh") => Ok(Arc::new(ssh::Machines::from_credentials(&credentials["credentials"])?)),
         Some("local") => Ok(Arc::new(local::Local::from_credentials(&credentials["credentials"])?)),
         other => Err(Error::input(format!("could not use the credentials of provider {other:?}: this build does not have it"))),
     }
@@ -70,6 +73,7 @@ pub async fn from_credentials(credentials: &Value) -> Result<Arc<dyn Provider>> 
 pub async fn clusters(settings: &Settings) -> Result<Vec<Cluster>> {
     match settings.provider {
         ProviderName::Local => Ok(local::clusters()),
+        ProviderName::Ssh => ssh::clusters(settings).await,
         other => Err(absent(other)),
     }
 }

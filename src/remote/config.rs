@@ -42,8 +42,37 @@ pub struct Target {
     pub ssh_port: u16,
     #[serde(default = "default_user")]
     pub ssh_user: String,
-    /// OpenSSH public keys, `ssh-ed25519 AAAA...`, from the provider's own channel. Never empty: nothing is trusted on first use.
+    /// OpenSSH public keys, `ssh-ed25519 AAAA...`, from the provider's own channel. Never empty where the cluster's key logs in: nothing
+    /// is trusted on first use.
     pub host_keys: Vec<String>,
+    /// From outside, where the machine's network has one door.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jump: Option<Jump>,
+    /// Who lets in before the cluster's key does. Never leaves this process.
+    #[serde(skip)]
+    pub login: Option<Login>,
+}
+
+/// A host on the way. It is the operator's: their identity logs in there, their known hosts judge it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Jump {
+    pub address: String,
+    #[serde(default = "default_port")]
+    pub port: u16,
+    pub user: String,
+    /// Further lines of its block: identities and known hosts of the operator's own ssh.
+    #[serde(default)]
+    pub lines: Vec<String>,
+}
+
+/// The operator's own way into a machine.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Login {
+    /// Further lines of the machine's block: identities and known hosts of the operator's own ssh.
+    pub lines: Vec<String>,
+    /// What its host key must have, when the key itself is not known.
+    pub fingerprint: Option<String>,
 }
 
 fn default_port() -> u16 {
@@ -61,13 +90,14 @@ impl Target {
         let mut target: Target = serde_json::from_value(machine.outputs.clone()).map_err(|error| failed(error.to_string()))?;
         target.machine = name.clone();
         target.address = side.address(machine).into();
+        target.jump = target.jump.filter(|_| side == Side::Outside);
         match target.fault() {
             Some(fault) => Err(failed(fault)),
             None => Ok(target),
         }
     }
 
-    fn fault(&self) -> Option<String> {
+    pub fn fault(&self) -> Option<String> {
         let made_of = |text: &str, extra: &str| {
             !text.is_empty()
                 && !text.starts_with('-')
@@ -76,14 +106,22 @@ impl Target {
         if !made_of(&self.machine, "-.") {
             return Some(format!("{:?} is not a machine's name", self.machine));
         }
-        if !made_of(&self.address, "-.:") {
+        if !made_of(&self.address, "-._:") {
             return Some(format!("{:?} is not an address", self.address));
         }
         if !made_of(&self.ssh_user, "-_.") {
             return Some(format!("{:?} is not a user's name", self.ssh_user));
         }
-        if self.host_keys.is_empty() {
+        if self.host_keys.is_empty() && self.login.is_none() {
             return Some("its host key is not known".into());
+        }
+        let of_jump = self.jump.iter().flat_map(|jump| jump.lines.iter().chain([&jump.address, &jump.user]));
+        if let Some(line) = of_jump.chain(self.login.iter().flat_map(|login| &login.lines)).find(|line| line.chars().any(char::is_control))
+        {
+            return Some(format!("{line:?} is not a line for ssh"));
+        }
+        if let Some(jump) = self.jump.as_ref().filter(|jump| !made_of(&jump.address, "-._:") || !made_of(&jump.user, "-_.")) {
+            return Some(format!("{}@{} is not a host to go through", jump.user, jump.address));
         }
         let whole = |key: &String| {
             let mut words = key.split(' ');
@@ -99,9 +137,31 @@ impl Target {
 pub fn ssh_config<'a>(folder: &Path, targets: impl IntoIterator<Item = &'a Target>) -> String {
     let folder = folder.display();
     let mut text = String::new();
-    for Target { machine, address, ssh_port, ssh_user, .. } in targets {
+    let mut jumps = BTreeMap::new();
+    for target in targets {
+        let Target { machine, address, ssh_port, ssh_user, .. } = target;
+        text += &format!("Host {machine}\n  HostName {address}\n  Port {ssh_port}\n  User {ssh_user}\n");
         // The alias makes known_hosts speak of machines: another machine at a re-used address is not mistaken for this one.
-        text += &format!("Host {machine}\n  HostName {address}\n  Port {ssh_port}\n  User {ssh_user}\n  HostKeyAlias {machine}\n");
+        if !target.host_keys.is_empty() {
+            text += &format!("  HostKeyAlias {machine}\n  UserKnownHostsFile {folder}/known_hosts\n  GlobalKnownHostsFile /dev/null\n");
+        }
+        for Login { lines, fingerprint } in &target.login {
+            text += &lines.iter().map(|line| format!("  {line}\n")).collect::<String>();
+            if let Some(fingerprint) = fingerprint {
+                text +=
+                    &format!("  UserKnownHostsFile /dev/null\n  KnownHostsCommand {folder}/{BY_FINGERPRINT} {fingerprint} %f %H %t %K\n");
+            }
+        }
+        if let Some(jump) = &target.jump {
+            text += &format!("  ProxyJump {}\n", jump.alias());
+            jumps.insert(jump.alias(), jump);
+        }
+    }
+    for (alias, Jump { address, port, user, lines }) in jumps {
+        // One connection for all behind it: a default sshd drops a crowd of handshakes.
+        text += &format!("Host {alias}\n  HostName {address}\n  Port {port}\n  User {user}\n");
+        text += &format!("  ControlMaster auto\n  ControlPath {folder}/{alias}\n  ControlPersist 60\n");
+        text += &lines.iter().map(|line| format!("  {line}\n")).collect::<String>();
     }
     text + &format!(
         "Host *
@@ -126,6 +186,17 @@ pub fn ssh_config<'a>(folder: &Path, targets: impl IntoIterator<Item = &'a Targe
   LogLevel ERROR
 "
     )
+}
+
+/// A program for ssh's KnownHostsCommand: offers the key that was shown, if its fingerprint is the one that was told.
+pub const BY_FINGERPRINT: &str = "by-fingerprint";
+pub const BY_FINGERPRINT_PROGRAM: &str = "#!/bin/sh\n[ \"$1\" = \"$2\" ] && printf '%s %s %s\\n' \"$3\" \"$4\" \"$5\"\nexit 0\n";
+
+impl Jump {
+    pub fn alias(&self) -> String {
+        let whole = format!("{}@{}:{} {:?}", self.user, self.address, self.port, self.lines);
+        format!("kprov-jump-{}", &crate::sys::executable::sha256(whole.as_bytes())[..8])
+    }
 }
 
 /// For one handshake, not for waiting until a machine has booted: that is a loop around it.
@@ -170,7 +241,7 @@ mod tests {
         let (old, new) = (target("worker-1", "AAAAold"), target("worker-2", "AAAAnew"));
         assert_eq!(known_hosts([&old, &new]), "worker-1 ssh-ed25519 AAAAold\nworker-2 ssh-ed25519 AAAAnew\n");
         let config = ssh_config(Path::new("/run/k"), [&old]);
-        assert!(config.starts_with("Host worker-1\n  HostName 10.0.0.5\n  Port 22\n  User root\n  HostKeyAlias worker-1\nHost *\n"));
+        assert!(config.starts_with("Host worker-1\n  HostName 10.0.0.5\n  Port 22\n  User root\n  HostKeyAlias worker-1\n"));
         assert!(config.contains("StrictHostKeyChecking yes"));
     }
 

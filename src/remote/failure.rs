@@ -121,6 +121,8 @@ mod tests {
             ssh_port: 22,
             ssh_user: "root".into(),
             host_keys: vec!["ssh-ed25519 AAAA".into()],
+            jump: None,
+            login: None,
         };
         let error = explain(Class::HostKey, &target, "@@@@@\nHost key verification failed.\n");
         assert_eq!(error.chain(), "could not reach worker-1 by SSH at 10.0.0.5:22: wrong host key: Host key verification failed.");

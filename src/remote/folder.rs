@@ -38,7 +38,11 @@ impl Folder {
     }
 
     pub fn write(&self, name: &str, content: &[u8]) -> Result<()> {
-        write_atomic(&self.0.join(name), content, 0o600).or_fail(Kind::Host, || format!("could not write {name} for ssh"))
+        self.write_as(name, content, 0o600)
+    }
+
+    pub fn write_as(&self, name: &str, content: &[u8], mode: u32) -> Result<()> {
+        write_atomic(&self.0.join(name), content, mode).or_fail(Kind::Host, || format!("could not write {name} for ssh"))
     }
 }
 

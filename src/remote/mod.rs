@@ -5,7 +5,7 @@ pub mod failure;
 mod folder;
 pub mod key;
 
-pub use config::{Side, Target, address};
+pub use config::{Jump, Login, Side, Target, address};
 
 use crate::error::{Context, Error, Kind, Result};
 use config::Targets;
@@ -24,6 +24,8 @@ use tokio::sync::{Mutex, Semaphore};
 
 /// A default sshd drops handshakes beyond ten at once, and one host's CPU does some hundred a second: more at once help nobody.
 const HANDSHAKES: usize = 32;
+/// Behind another host nobody knows how far it is: far enough to compress what is sent.
+const FAR: Duration = Duration::from_millis(20);
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// For keys that appear just after sshd did.
@@ -59,14 +61,26 @@ impl Ssh {
     /// `state` is the cluster's folder on this host: sockets and the key's file live below it (or, where a unix socket's path would
     /// get too long, in a private folder below the temporary one) for as long as this process.
     pub fn open(state: &Path, key: &SshKey) -> Result<Ssh> {
+        let ssh = Ssh::without_key(state)?;
+        ssh.keep_key(&key.private)?;
+        Ok(ssh)
+    }
+
+    /// For targets that bring their own login.
+    pub fn without_key(state: &Path) -> Result<Ssh> {
         let folder = Folder::make(state)?;
-        folder.write("key", key.private.as_bytes())?;
+        folder.write_as(config::BY_FINGERPRINT, config::BY_FINGERPRINT_PROGRAM.as_bytes(), 0o700)?;
         Ok(Ssh(Arc::new(Inner {
             folder,
             targets: Default::default(),
             connections: Default::default(),
             handshakes: Semaphore::new(HANDSHAKES),
         })))
+    }
+
+    /// The cluster's private key, tried after a target's own login.
+    pub fn keep_key(&self, private: &str) -> Result<()> {
+        self.0.folder.write("key", private.as_bytes())
     }
 
     /// For `ssh -F <this> <machine>`; valid while this value lives. The target must be known first ([`Ssh::know`]).
@@ -123,6 +137,23 @@ impl Ssh {
         }
     }
 
+    /// One attempt, and ssh's own words when it fails: for a look that must not wait.
+    pub async fn glance(&self, target: &Target) -> Result<Connection, (Class, String)> {
+        let slot = self.0.connections.lock().entry(target.machine.clone()).or_default().clone();
+        let mut slot = slot.lock().await;
+        if let Some((known, connection)) = slot.take()
+            && known == *target
+            && connection.session.check().await.is_ok()
+        {
+            *slot = Some((known, connection.clone()));
+            return Ok(connection);
+        }
+        self.know(target).map_err(|error| (Class::Other, error.chain()))?;
+        let connection = self.try_once(target, Duration::from_secs(u64::from(config::CONNECT_SECONDS))).await?;
+        *slot = Some((target.clone(), connection.clone()));
+        Ok(connection)
+    }
+
     async fn try_once(&self, target: &Target, patience: Duration) -> Result<Connection, (Class, String)> {
         let round_trip = reach(target, patience).await.map_err(|text| (failure::classify(&text), text))?;
         let _permit = self.0.handshakes.acquire().await.expect("the semaphore is never closed");
@@ -155,6 +186,9 @@ impl Ssh {
 
 /// Somebody listens at the machine's SSH port.
 async fn reach(target: &Target, patience: Duration) -> Result<Duration, String> {
+    if target.jump.is_some() {
+        return Ok(FAR);
+    }
     let limit = patience.min(Duration::from_secs(u64::from(config::CONNECT_SECONDS)));
     let start = Instant::now();
     match tokio::time::timeout(limit, tokio::net::TcpStream::connect((target.address.as_str(), target.ssh_port))).await {

@@ -73,6 +73,8 @@ impl Machine {
             ssh_port: port,
             ssh_user: "root".into(),
             host_keys: vec![key.trim().into()],
+            jump: None,
+            login: None,
         };
         Machine { process: None, folder, target, cgroups: Vec::new() }
     }

@@ -1,0 +1,195 @@
+//! Machines that exist already: claimed by a file on each, reached by SSH, left as they were found.
+//!
+//! Truth is on the hosts: a claim on every machine (`record`), and the cluster's records (its writer's epoch, load balancers,
+//! filesystems) on one of them, where they stay. A look asks every listed host at once (`hosts`) and puts the answers together
+//! (`world`): a host that does not answer keeps its machine. The operator comes with their own keys, the loop inside with the cluster's.
+
+mod access;
+mod effects;
+mod hosts;
+mod record;
+mod wish;
+mod world;
+
+use crate::blueprint::Blueprint;
+use crate::blueprint::providers::Ssh as Section;
+use crate::engine::handoff::{Epoch, EpochStore};
+use crate::engine::{Action, Cluster, Door, Inputs, MACHINE, Observed, Progress, Request, Resource, Verb};
+use crate::error::{Context as _, Error, Kind, Result};
+use crate::providers::resources::{self, FILESYSTEM, LOAD_BALANCER, NETWORK};
+use crate::providers::{Context, Delivery, Provider, Settings};
+use crate::sys::paths;
+use async_trait::async_trait;
+use hosts::Hosts;
+use parking_lot::Mutex;
+use record::Reach;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use world::World;
+
+/// The hosts of one cluster.
+pub struct Machines {
+    cluster: Cluster,
+    hosts: Hosts,
+    /// Where the records were found.
+    keeper: Mutex<Option<String>>,
+    /// Only the loop has them: what it was told, to tell it again.
+    credentials: Option<Credentials>,
+}
+
+/// What the loop inside is told (its key is the cluster's own).
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Credentials {
+    cluster: Cluster,
+    hosts: Vec<Reach>,
+}
+
+impl Machines {
+    pub fn connect(settings: &Settings, cluster: &Cluster) -> Result<Machines> {
+        let section: Section = settings.own()?;
+        let hosts = Hosts::of_operator(&paths::home(), section.hosts)?;
+        Ok(Machines { cluster: cluster.clone(), hosts, keeper: Mutex::default(), credentials: None })
+    }
+
+    /// From inside the cluster, with what `loop_credentials` gave.
+    pub fn from_credentials(credentials: &Value) -> Result<Machines> {
+        let credentials: Credentials =
+            serde_json::from_value(credentials.clone()).or_fail(Kind::Input, || "could not read how the hosts are reached")?;
+        let hosts = Hosts::of_loop(Path::new(paths::DATA), credentials.hosts.clone())?;
+        Ok(Machines { cluster: credentials.cluster.clone(), hosts, keeper: Mutex::default(), credentials: Some(credentials) })
+    }
+
+    /// Everything that can be known now.
+    async fn world(&self) -> Result<World> {
+        let known = self.keeper.lock().clone();
+        let mut looks = self.hosts.look(&[]).await;
+        let mut world = World::of(&self.cluster, &looks, known.as_deref())?;
+        // Hosts that are no longer listed, or not yet known here, are on record.
+        let listed: BTreeSet<&str> = looks.iter().map(|look| look.place.as_str()).collect();
+        let recorded = world.records.values().filter_map(|record| record.reach.clone());
+        let more: Vec<Reach> = recorded.filter(|reach| !listed.contains(reach.place.as_str())).collect();
+        if !more.is_empty() {
+            let places: BTreeSet<&str> = more.iter().map(|reach| reach.place.as_str()).collect();
+            let further = self.hosts.look(&more).await;
+            looks.extend(further.into_iter().filter(|look| places.contains(look.place.as_str())));
+            world = World::of(&self.cluster, &looks, known.as_deref())?;
+        }
+        self.keeper.lock().clone_from(&world.anchor);
+        Ok(world)
+    }
+}
+
+/// Clusters that have claims or records on the hosts of these settings.
+pub async fn clusters(settings: &Settings) -> Result<Vec<Cluster>> {
+    let section: Section = settings.own()?;
+    if section.hosts.is_empty() {
+        return Ok(Vec::new());
+    }
+    let looks = Hosts::of_operator(&paths::home(), section.hosts)?.look(&[]).await;
+    let found = looks.iter().filter_map(|look| look.seen.as_ref().ok()).flat_map(|seen| seen.clusters());
+    let found: BTreeMap<String, Cluster> = found.map(|cluster| (cluster.uid.clone(), cluster)).collect();
+    Ok(found.into_values().collect())
+}
+
+#[async_trait]
+impl Door for Machines {
+    fn kinds(&self) -> &'static [&'static str] {
+        &[NETWORK, MACHINE, FILESYSTEM, LOAD_BALANCER]
+    }
+
+    async fn observe(&self, _known: &[Observed]) -> Result<Vec<Observed>> {
+        Ok(self.world().await?.things)
+    }
+
+    fn render(&self, action: &Action, inputs: &Inputs) -> Result<Request> {
+        let body = match action.verb {
+            Verb::Delete => json!({}),
+            _ => json!({"spec": action.spec, "outputs": effects::outputs(action, inputs)}),
+        };
+        Ok(Request::of(&self.cluster, action, body))
+    }
+
+    async fn execute(&self, request: &Request, progress: Progress<'_>) -> Result<Option<Observed>> {
+        self.carry_out(request, progress).await
+    }
+}
+
+#[async_trait]
+impl Provider for Machines {
+    fn name(&self) -> &'static str {
+        "ssh"
+    }
+
+    async fn resources(&self, blueprint: &Blueprint, context: &Context) -> Result<Vec<Resource>> {
+        let world = self.world().await?;
+        let mut all = resources::expand(blueprint, context)?;
+        let places = wish::assign(blueprint, &world.held())?;
+        for machine in all.iter_mut().filter(|resource| resource.id.kind == MACHINE) {
+            let place = places.get(&machine.id.name).cloned().unwrap_or_default();
+            machine.summary = format!("{place}, at least {}", machine.summary);
+            machine.spec["host"] = json!(place);
+            machine.replace_on = vec!["role".into(), "host".into()];
+        }
+        Ok(all)
+    }
+
+    async fn check(&self, _resources: &[Resource]) -> Result<()> {
+        Ok(())
+    }
+
+    fn epochs(&self) -> &dyn EpochStore {
+        self
+    }
+
+    fn delivery(&self) -> Delivery {
+        Delivery::Address
+    }
+
+    fn hold_key(&self, private_key: &str) {
+        if let Err(error) = self.hosts.keep_key(private_key) {
+            tracing::warn!("the cluster's key cannot be used: {}", error.chain());
+        }
+    }
+
+    async fn admit_key(&self, machine: &Observed, public_key: &str) -> Result<()> {
+        self.let_in(machine, public_key).await
+    }
+
+    async fn loop_credentials(&self) -> Result<Value> {
+        let credentials = match &self.credentials {
+            Some(credentials) => credentials.clone(),
+            None => {
+                let looks = self.hosts.look(&[]).await;
+                Credentials { cluster: self.cluster.clone(), hosts: looks.into_iter().filter_map(|look| look.reach).collect() }
+            }
+        };
+        serde_json::to_value(credentials).or_fail(Kind::Internal, || "could not write credentials")
+    }
+
+    async fn leftovers(&self) -> Vec<String> {
+        self.sweep().await
+    }
+}
+
+#[async_trait]
+impl EpochStore for Machines {
+    async fn read(&self) -> Result<Option<Epoch>> {
+        let Some(value) = self.world().await?.epoch else { return Ok(None) };
+        serde_json::from_value(value).or_fail(Kind::Host, || "could not read the writer's epoch")
+    }
+
+    async fn swap(&self, expected: Option<&Epoch>, next: &Epoch) -> Result<bool> {
+        let world = self.world().await?;
+        let keeper = world.anchor.or_else(|| self.hosts.first_keeper());
+        let keeper = keeper.ok_or_else(|| Error::input("could not keep the writer's epoch: spec.providers.ssh.hosts names no machine"))?;
+        let host = self.host(&keeper).await?;
+        let text = |epoch: &Epoch| serde_json::to_string(epoch).or_fail(Kind::Internal, || "could not write the epoch");
+        let expected = expected.map_or(Ok("-".to_string()), text)?;
+        let name = serde_json::to_string(&self.cluster).or_fail(Kind::Internal, || "could not write the cluster's name")?;
+        let answer = self.hosts.order(&host, "write the epoch on", &["epoch", &self.cluster.uid, &name, &expected, &text(next)?]).await?;
+        Ok(answer.iter().any(|(key, _)| key == "swapped"))
+    }
+}

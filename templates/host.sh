@@ -1,0 +1,125 @@
+# What the ssh provider asks of a host: constant text, as root. The first line of stdin says what, the next lines are its data; no data
+# ever becomes part of a command. Answers are key=value lines; an answer without its last line is none.
+set -u
+PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+umask 022
+etc=/etc/kprov
+claim=$etc/claim.json
+say() { printf '%s=%s\n' "$1" "$2"; }
+fail() { printf '%s\n' "$1" >&2; exit 64; }
+# One at a time. The folder itself is the lock: nothing is left of it.
+lock() { exec 9</etc && flock -w 30 9 || fail "another kprov is at work on this host"; }
+plain() { case $1 in ''|.*|*[!0-9A-Za-z.-]*) fail "a damaged request" ;; esac; }
+# Whole or not at all, also after a power cut.
+put() { printf '%s\n' "$2" >"$1.part" && sync "$1.part" && mv -f "$1.part" "$1" || exit 1; }
+ours() { grep -qF "\"clusterUid\":\"$uid\"" "$1" 2>/dev/null; }
+keys_of() {
+  case $1 in ''|-*|*[!0-9A-Za-z._-]*) fail "a damaged request" ;; esac
+  home=$(getent passwd "$1" 2>/dev/null || grep "^$1:" /etc/passwd) || fail "there is no user $1"
+  home=$(printf '%s' "$home" | cut -d: -f6)
+  keys=$home/.ssh/authorized_keys
+}
+admit() {
+  keys_of "$1"
+  [ -n "$2" ] || return 0
+  grep -qxF -- "$2" "$keys" 2>/dev/null && return 0
+  if [ ! -d "$home/.ssh" ]; then mkdir -m 0700 "$home/.ssh" && chown "$1:" "$home/.ssh" || exit 1; fi
+  if [ ! -f "$keys" ]; then (umask 077; : >"$keys") && chown "$1:" "$keys" || exit 1; fi
+  # Somebody's last line may lack its end.
+  [ -z "$(tail -c 1 "$keys")" ] || echo >>"$keys"
+  printf '%s\n' "$2" >>"$keys" || exit 1
+}
+dismiss() {
+  keys_of "$1"
+  [ -f "$keys" ] && grep -q " kprov:$uid\$" "$keys" || return 0
+  sed -i --follow-symlinks "/ kprov:$uid\$/d" "$keys" || exit 1
+  [ -s "$keys" ] || { rm -f "$keys"; rmdir "$home/.ssh" 2>/dev/null; }
+}
+tidy() { rmdir "$etc/clusters" "$etc" 2>/dev/null; return 0; }
+
+read -r what
+read -r uid
+plain "$uid"
+case $what in
+look)
+  [ -r "$claim" ] && say claim "$(cat "$claim")"
+  for file in "$etc"/clusters/*/*.json; do
+    [ -f "$file" ] || continue
+    folder=${file%/*}
+    say record "${folder##*/} ${file##*/} $(cat "$file")"
+  done
+  ip -4 -o addr show scope global 2>/dev/null | sed -n 's/.* inet \([0-9.]*\).*/address=\1/p'
+  ip -4 route get 192.0.2.1 2>/dev/null | sed -n 's/.* src \([0-9.]*\).*/source=\1/p'
+  { sshd -T 2>/dev/null | sed -n 's/^hostkey //p'; ls /etc/ssh/ssh_host_*_key 2>/dev/null; } | sort -u | while read -r key; do
+    [ -r "$key.pub" ] && say hostkey "$(cut -d' ' -f1,2 "$key.pub")"
+  done
+  ;;
+claim)
+  read -r machine; read -r user; read -r key; read -r text
+  plain "$machine"
+  lock
+  if [ -s "$claim" ] && ! { ours "$claim" && grep -qF "\"machine\":\"$machine\"" "$claim"; }; then
+    say taken "$(cat "$claim")"
+  else
+    mkdir -p "$etc" && admit "$user" "$key" && put "$claim" "$text"
+  fi
+  ;;
+release)
+  read -r machine; read -r user
+  plain "$machine"
+  lock
+  if [ -s "$claim" ] && ! { ours "$claim" && grep -qF "\"machine\":\"$machine\"" "$claim"; }; then
+    say taken "$(cat "$claim")"
+  else
+    if [ -x /usr/local/bin/kprov ] && { [ ! -e "$etc/host.json" ] || grep -qF "\"$uid\"" "$etc/host.json"; }; then
+      /usr/local/bin/kprov host remove >&2 || exit 1
+    fi
+    rm -f /usr/local/bin/.kprov.*.part "$etc"/.program.sum.* "$etc"/*.part
+    # The one who keeps the cluster's record is still needed.
+    [ -d "$etc/clusters/$uid" ] || dismiss "$user"
+    rm -f "$claim"
+    tidy
+  fi
+  ;;
+put)
+  read -r name; read -r user; read -r key; read -r text
+  plain "$name"
+  lock
+  mkdir -p "$etc/clusters/$uid" && admit "$user" "$key" && put "$etc/clusters/$uid/$name.json" "$text"
+  ;;
+drop)
+  read -r name
+  plain "$name"
+  lock
+  rm -f "$etc/clusters/$uid/$name.json"
+  rmdir "$etc/clusters/$uid" 2>/dev/null
+  tidy
+  ;;
+forget)
+  read -r user
+  lock
+  rm -rf "${etc:?}/clusters/$uid"
+  ours "$claim" || dismiss "$user"
+  tidy
+  ;;
+epoch)
+  read -r name; read -r expected; read -r next
+  lock
+  file=$etc/clusters/$uid/epoch.json
+  now=-
+  [ -s "$file" ] && now=$(cat "$file")
+  if [ "$now" = "$next" ] || [ "$now" = "$expected" ]; then
+    mkdir -p "$etc/clusters/$uid" || exit 1
+    [ -s "$etc/clusters/$uid/cluster.json" ] || put "$etc/clusters/$uid/cluster.json" "$name"
+    put "$file" "$next"
+    say swapped yes
+  fi
+  ;;
+admit)
+  read -r user; read -r key
+  lock
+  admit "$user" "$key"
+  ;;
+*) fail "an unknown request" ;;
+esac
+say end yes
