@@ -145,7 +145,7 @@ pub fn ssh_config<'a>(folder: &Path, targets: impl IntoIterator<Item = &'a Targe
         if !target.host_keys.is_empty() {
             text += &format!("  HostKeyAlias {machine}\n  UserKnownHostsFile {folder}/known_hosts\n  GlobalKnownHostsFile /dev/null\n");
         }
-        for Login { lines, fingerprint } in &target.login {
+        if let Some(Login { lines, fingerprint }) = &target.login {
             text += &lines.iter().map(|line| format!("  {line}\n")).collect::<String>();
             if let Some(fingerprint) = fingerprint {
                 text +=

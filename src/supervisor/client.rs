@@ -64,6 +64,18 @@ pub fn remove(name: &str) -> Result<bool> {
     Ok(changed)
 }
 
+/// Ends the service manager with all its services; one that is the machine's first process stays. `true` if one ran.
+pub fn end() -> Result<bool> {
+    let Ok(stream) = UnixStream::connect(SOCKET) else { return Ok(false) };
+    let failed = || "could not end kprov's service manager";
+    let peer = nix::sys::socket::getsockopt(&stream, nix::sys::socket::sockopt::PeerCredentials).or_fail(Kind::Host, failed)?;
+    if peer.pid() <= 1 {
+        return Ok(false);
+    }
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(peer.pid()), nix::sys::signal::Signal::SIGTERM).or_fail(Kind::Host, failed)?;
+    wait_until(Duration::from_secs(60), "kprov's service manager did not end", || !is_running()).map(|()| true)
+}
+
 pub fn status() -> Result<Vec<Status>> {
     match call(&Command::Status)? {
         Answer::Services(services) => Ok(services),

@@ -8,3 +8,4 @@ mod kubelet;
 mod local_machines;
 mod main_job;
 mod rig;
+mod ssh;

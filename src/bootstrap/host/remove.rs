@@ -1,35 +1,85 @@
-//! Takes everything away again, for machines that stay when their cluster goes.
+//! Takes everything away again, for machines that stay when their cluster goes. Works on what half an installation left, too.
 
 use super::init::Init;
 use super::{Reporter, disk, machine};
 use crate::bootstrap::spec::{CONTAINERD_CONFIG, CONTAINERD_SOCKET, MARKER};
 use crate::error::{Context, Error, Kind, Result};
-use crate::sys::paths;
+use crate::supervisor;
+use crate::sys::{cgroups, paths};
 use std::io::ErrorKind;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+/// What may run when the marker, which names them, was never written.
+const SERVICES: [&str; 2] = ["kprov-agent", "kprov-server"];
+/// Folders that only kprov, its containerd or its pods write to on a machine of its own. The last ones hold the program that runs this.
+const DATA: [&str; 9] = [
+    "/var/lib/kprov",
+    "/var/log/kprov",
+    "/var/log/pods",
+    "/var/log/containers",
+    "/var/lib/cni",
+    "/var/lib/containerd",
+    "/run/containerd",
+    "/etc/kprov/services",
+    paths::PKI,
+];
+/// The proxy's table, the agent's address and the number of its routes: what it leaves in the kernel.
+const TABLES: [&str; 1] = ["kprov"];
+const DNS_ADDRESS: &str = "10.96.0.10/32";
+const ROUTE_PROTOCOL: &str = "107";
+const POD_GROUPS: &str = "kpods";
 
 /// Services, pods, files, data; the marker and the program last, so that an interrupted removal can be run again.
 pub fn everything(reporter: &Reporter) -> Result<()> {
-    let Some(marker) = disk::marker() else { return Ok(()) };
+    let marker = disk::marker();
+    let is_ours = |path: &Path| std::fs::read_to_string(path).is_ok_and(|text| text.starts_with("# Written by kprov"));
+    if marker.is_none() && !is_ours(Path::new(CONTAINERD_CONFIG)) && !Path::new(paths::BINARY).exists() {
+        return Ok(());
+    }
+    // An installation whose operator went away may still be at work.
+    let _lock = super::one_at_a_time(reporter)?;
+    let marker = disk::marker().or(marker);
+    let has_runtime = is_ours(Path::new(CONTAINERD_CONFIG));
     let init = Init::detect()?;
-    for name in marker.services.iter().rev().filter(|name| *name != machine::CONTAINERD) {
+    let named = marker.iter().flat_map(|marker| marker.services.iter().rev().map(String::as_str));
+    let mut services: Vec<&str> = named.filter(|name| *name != machine::CONTAINERD).collect();
+    services.extend(SERVICES.iter().filter(|name| !services.contains(name)).collect::<Vec<_>>());
+    for name in services {
         reporter.step(name, || init.remove(name).map(|()| true.into()))?;
     }
-    reporter.step("pods", || {
-        stop_pods();
+    if has_runtime {
+        reporter.step("pods", || {
+            stop_pods();
+            Ok(true.into())
+        })?;
+        reporter.step(machine::CONTAINERD, || init.remove(machine::CONTAINERD).map(|()| true.into()))?;
+    }
+    reporter.step("kernel", || {
+        network();
         Ok(true.into())
     })?;
-    reporter.step(machine::CONTAINERD, || init.remove(machine::CONTAINERD).map(|()| true.into()))?;
+    reporter.step("service manager", || Ok(supervisor::client::end()?.into()))?;
     reporter.step("files", || {
-        for path in marker.files.iter().map(|path| path.as_path()).chain([Path::new(CONTAINERD_CONFIG)]) {
+        for path in marker.iter().flat_map(|marker| &marker.files) {
             gone(path, std::fs::remove_file(path))?;
         }
-        for folder in [paths::PKI, "/var/lib/kprov/server", "/var/lib/kprov/agent", "/var/lib/kprov/images"] {
-            gone(Path::new(folder), std::fs::remove_dir_all(folder))?;
+        for folder in DATA.iter().filter(|folder| has_runtime || !folder.contains("containerd")) {
+            clear(Path::new(folder))?;
         }
-        for path in ["/etc/kprov/program.sum", paths::BINARY, MARKER] {
+        for path in [CONTAINERD_CONFIG, "/etc/cni/net.d/10-kprov.conflist", "/etc/kprov/program.sum", "/etc/kprov/provider.json"] {
+            let path = Path::new(path);
+            if path != Path::new(CONTAINERD_CONFIG) || has_runtime {
+                gone(path, std::fs::remove_file(path))?;
+            }
+        }
+        for path in ["/etc/kprov/server.json", "/etc/kprov/agent.json", paths::BINARY, MARKER] {
             gone(Path::new(path), std::fs::remove_file(path))?;
         }
+        // Folders that others may share go only when they are empty.
+        for folder in ["/etc/containerd", "/etc/cni/net.d", "/etc/cni"] {
+            let _ = std::fs::remove_dir(folder);
+        }
+        clear(Path::new("/run/kprov"))?;
         Ok(true.into())
     })
 }
@@ -46,6 +96,64 @@ fn stop_pods() {
         let _ = ctr(&["tasks", "delete", "--force", container]);
         let _ = ctr(&["containers", "delete", container]);
     }
+    // What containerd's shims are still told after it is asked: each ends with its last task.
+    for space in entries("/run/netns").filter(|path| path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"cni-"))) {
+        // Its cable goes with it.
+        let _ = nix::mount::umount2(&space, nix::mount::MntFlags::MNT_DETACH);
+        let _ = std::fs::remove_file(&space);
+    }
+}
+
+/// Nothing here is worth an error: a machine whose kernel refuses keeps an unused rule.
+fn network() {
+    let quiet = |program: &str, arguments: &[&str]| {
+        let _ = machine::command(program).args(arguments).output();
+    };
+    for table in TABLES {
+        quiet("nft", &["delete", "table", "ip", table]);
+    }
+    quiet("ip", &["route", "flush", "proto", ROUTE_PROTOCOL]);
+    quiet("ip", &["address", "delete", DNS_ADDRESS, "dev", "lo"]);
+    for hierarchy in cgroups::hierarchies().unwrap_or_default() {
+        prune(&hierarchy.mount.join(POD_GROUPS));
+    }
+}
+
+/// Control groups without processes, children first.
+fn prune(group: &Path) {
+    for child in entries(group).filter(|path| path.is_dir()) {
+        prune(&child);
+    }
+    let _ = std::fs::remove_dir(group);
+}
+
+/// What is mounted below is let go first, never emptied: it may be a share that others use.
+fn clear(folder: &Path) -> Result<()> {
+    let failed = || format!("could not remove {}", folder.display());
+    for mount in mounts_below(folder)? {
+        nix::mount::umount2(&mount, nix::mount::MntFlags::MNT_DETACH).or_fail(Kind::Host, failed)?;
+    }
+    if let Some(left) = mounts_below(folder)?.first() {
+        return Err(Error::host(failed()).because(format!("{} is still mounted", left.display())));
+    }
+    match std::fs::remove_dir_all(folder) {
+        // A disk of its own is mounted there: it stays, empty.
+        Err(error) if error.kind() == ErrorKind::ResourceBusy && entries(folder).next().is_none() => Ok(()),
+        outcome => gone(folder, outcome),
+    }
+}
+
+/// The deepest first.
+fn mounts_below(folder: &Path) -> Result<Vec<PathBuf>> {
+    let text = std::fs::read_to_string("/proc/self/mountinfo").or_fail(Kind::Host, || "could not read the list of mounts")?;
+    let places = text.lines().filter_map(|line| line.split(' ').nth(4)).map(|place| PathBuf::from(place.replace("\\040", " ")));
+    let mut below: Vec<PathBuf> = places.filter(|place| place.starts_with(folder) && place != folder).collect();
+    below.reverse();
+    Ok(below)
+}
+
+fn entries(folder: impl AsRef<Path>) -> impl Iterator<Item = PathBuf> {
+    std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path())
 }
 
 fn gone(path: &Path, outcome: std::io::Result<()>) -> Result<()> {

@@ -12,7 +12,6 @@ use super::wish::place;
 /// A host to log in to.
 #[derive(Debug, Clone)]
 pub struct Access {
-    pub host: SshHost,
     pub target: Target,
     /// The address packets go to, when it can be told from here.
     pub address: Option<IpAddr>,
@@ -46,7 +45,7 @@ pub async fn access(host: &SshHost) -> Result<Access> {
     if let Some(fault) = target.fault() {
         return Err(Error::input(failed()).because(fault));
     }
-    Ok(Access { host: host.clone(), target, address })
+    Ok(Access { target, address })
 }
 
 /// Pure.

@@ -122,7 +122,7 @@ impl Hosts {
         }
     }
 
-    async fn see(&self, host: &Host) -> Result<Seen, String> {
+    pub async fn see(&self, host: &Host) -> Result<Seen, String> {
         let connection = self.connect(host).await.map_err(|silence| silence.short())?;
         let text = run(&connection, host, "examine", &["look", "-"], LOOK_TIMEOUT).await.map_err(|error| error.chain())?;
         let seen = Seen::parse(&text).map_err(|error| error.chain())?;

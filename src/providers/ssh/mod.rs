@@ -7,7 +7,9 @@
 mod access;
 mod effects;
 mod hosts;
+mod preflight;
 mod record;
+mod survey;
 mod wish;
 mod world;
 
@@ -133,11 +135,15 @@ impl Provider for Machines {
             machine.spec["host"] = json!(place);
             machine.replace_on = vec!["role".into(), "host".into()];
         }
+        for network in all.iter_mut().filter(|resource| resource.id.kind == NETWORK) {
+            network.spec["sshPublicKey"] = json!(context.ssh_public_key.trim());
+            network.summary = "the cluster's records on one of the hosts".into();
+        }
         Ok(all)
     }
 
-    async fn check(&self, _resources: &[Resource]) -> Result<()> {
-        Ok(())
+    async fn check(&self, resources: &[Resource]) -> Result<()> {
+        self.preflight(resources).await
     }
 
     fn epochs(&self) -> &dyn EpochStore {

@@ -72,11 +72,15 @@ impl World {
         let network = vec![Id::new(NETWORK, &cluster.name)];
         for look in looks {
             let (id, generation, phase, spec) = match &look.seen {
-                Ok(seen) => match seen.claim_of(cluster) {
-                    Some(claim) => (Id::new(MACHINE, &claim.machine), claim.generation, Phase::Ready, claim.spec.clone()),
-                    None => continue,
+                Ok(seen) => match (seen.claim_of(cluster), self.intended(&look.place)) {
+                    (Some(claim), _) => (Id::new(MACHINE, &claim.machine), claim.generation, Phase::Ready, claim.spec.clone()),
+                    // Begun, and nobody else's: a run was killed between the two, or only let the loop in.
+                    (None, Some(record)) if seen.claim.is_none() && seen.damaged.is_none() => {
+                        (record.id.clone(), record.generation, Phase::Pending, record.spec.clone())
+                    }
+                    _ => continue,
                 },
-                Err(why) => match self.records.values().find(|record| record.id.kind == MACHINE && record.spec["host"] == look.place) {
+                Err(why) => match self.intended(&look.place) {
                     Some(record) => (
                         record.id.clone(),
                         record.generation,
@@ -89,6 +93,11 @@ impl World {
             let (handle, outputs, needs) = (look.place.clone(), look.outputs.clone(), network.clone());
             self.things.push(Observed { id, handle, generation, phase, spec, outputs, needs });
         }
+    }
+
+    /// The machine that this host was to become.
+    fn intended(&self, place: &str) -> Option<&Record> {
+        self.records.values().find(|record| record.id.kind == MACHINE && record.spec["host"] == place)
     }
 
     fn others(&mut self) {
@@ -169,7 +178,12 @@ mod tests {
     /// `machine phase` of each.
     fn check(looks: &[Look], known: Option<&str>, expected: &[&str]) {
         let world = World::of(&cluster(), looks, known).unwrap();
-        let line = |thing: &Observed| format!("{} {}", thing.id.name, if thing.phase == Phase::Ready { "ready" } else { "broken" });
+        let phase = |phase: &Phase| match phase {
+            Phase::Ready => "ready",
+            Phase::Pending => "begun",
+            _ => "broken",
+        };
+        let line = |thing: &Observed| format!("{} {}", thing.id.name, phase(&thing.phase));
         assert_eq!(world.things.iter().map(line).collect::<Vec<_>>(), expected);
     }
 
@@ -178,7 +192,7 @@ mod tests {
         let records = [("control-1", "a"), ("worker-1", "b")];
         check(&[keeper("a", &records), host("b", Some("worker-1"), &[]), silent("c")], None, &["control-1 ready", "worker-1 ready"]);
         check(&[keeper("a", &records), silent("b"), silent("c")], None, &["control-1 ready", "worker-1 broken"]);
-        check(&[keeper("a", &records), host("b", None, &[])], None, &["control-1 ready"]);
+        check(&[keeper("a", &records), host("b", None, &[])], None, &["control-1 ready", "worker-1 begun"]);
     }
 
     #[test]

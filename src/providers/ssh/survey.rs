@@ -1,0 +1,260 @@
+//! What is wrong with a host before it is claimed: everything at once, each with the next step. Pure.
+
+use super::hosts::{Host, Silence};
+use super::record::lines;
+use crate::error::Result;
+use crate::providers::resources::MachineSpec;
+use crate::remote::failure::Class;
+use serde_json::Value;
+use std::collections::BTreeSet;
+use std::time::{Duration, SystemTime};
+
+pub const SCRIPT: &str = include_str!("../../../templates/survey.sh");
+
+/// kprov itself, its image, containerd's content and its snapshots.
+const DISK_FLOOR: u64 = 1 << 30;
+/// Firmware and kernel take their part of what was bought.
+const LEAST_SHARE: u64 = 90;
+/// Certificates are backdated by an hour; leases, logs and people do not bear more.
+const CLOCK_SKEW: Duration = Duration::from_secs(120);
+const PORTS: [(u16, &str); 3] = [(6443, "the API"), (10250, "the agent"), (2379, "the store")];
+
+/// What a host is.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Facts {
+    pub arch: String,
+    pub kernel: String,
+    pub clock: u64,
+    pub is_root: bool,
+    pub cpus: u64,
+    pub memory_bytes: u64,
+    pub disk_bytes: u64,
+    pub disk_free_bytes: u64,
+    pub overlay: bool,
+    pub cgroups: bool,
+    pub writable: bool,
+    pub programs: BTreeSet<String>,
+    pub ports: BTreeSet<u16>,
+    pub processes: BTreeSet<String>,
+    /// Whose kprov is installed there.
+    pub owner: Option<String>,
+}
+
+/// A sentence about a host, and what to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    pub text: String,
+    pub hint: String,
+}
+
+fn problem(text: impl Into<String>, hint: impl Into<String>) -> Problem {
+    Problem { text: text.into(), hint: hint.into() }
+}
+
+impl Facts {
+    pub fn parse(text: &str) -> Result<Facts> {
+        let mut facts = Facts::default();
+        let mut limits = Vec::new();
+        for (key, value) in lines(text)? {
+            let number = value.parse::<u64>().ok();
+            match key {
+                "arch" => facts.arch = value.into(),
+                "kernel" => facts.kernel = value.into(),
+                "clock" => facts.clock = number.unwrap_or(0),
+                "uid" => facts.is_root = value == "0",
+                "cpus" => facts.cpus = number.unwrap_or(0),
+                "memory.total" => limits.extend(number.map(|kib| kib << 10)),
+                // "max", or a number near 2^63, is no limit.
+                "memory.limit" => limits.extend(number),
+                "disk.total" => facts.disk_bytes = number.unwrap_or(0) << 10,
+                "disk.free" => facts.disk_free_bytes = number.unwrap_or(0) << 10,
+                "overlay" => facts.overlay = true,
+                "cgroup" => facts.cgroups = true,
+                "writable" => facts.writable = true,
+                "port" => facts.ports.extend(value.parse::<u16>()),
+                "process" => drop(facts.processes.insert(value.into())),
+                "marker" => {
+                    facts.owner = serde_json::from_str::<Value>(value).ok().and_then(|marker| Some(marker["clusterUid"].as_str()?.into()))
+                }
+                _ => drop(key.strip_prefix("has.").map(|program| facts.programs.insert(program.into()))),
+            }
+        }
+        facts.memory_bytes = limits.into_iter().min().unwrap_or(0);
+        Ok(facts)
+    }
+}
+
+/// Nobody let us in, or nobody is there.
+pub fn silent(host: &Host, silence: &Silence) -> Problem {
+    let (user, address, port) = (&host.target.ssh_user, &host.target.address, host.target.ssh_port);
+    let by_hand = if port == 22 { format!("ssh {user}@{address}") } else { format!("ssh -p {port} {user}@{address}") };
+    let text = &silence.text;
+    let reason = text.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or_default();
+    match silence.class {
+        Class::HostKey if text.contains("HAS CHANGED") || !host.target.host_keys.is_empty() || text.contains("offending") => problem(
+            format!("its host key is not the expected one ({reason})"),
+            "somebody else may answer there: compare with `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` on its console, then correct hostKey, \
+             fingerprint or known_hosts (ssh-keygen -R)",
+        ),
+        Class::HostKey => problem(
+            format!("its host key is not known ({reason})"),
+            format!("log in once by hand (`{by_hand}`), or give its fingerprint in the blueprint"),
+        ),
+        Class::Denied => {
+            problem(format!("{user} may not log in ({reason})"), format!("`ssh-copy-id {user}@{address}`, or give its user and key"))
+        }
+        Class::Refused => problem("nothing answers at its SSH port", format!("start sshd there, or give its port; try `{by_hand}`")),
+        Class::Timeout | Class::Unreachable => {
+            problem("it cannot be reached", format!("is it running, and is the way open? try `{by_hand}`"))
+        }
+        Class::Unresolved => problem("its name cannot be resolved", "correct the address"),
+        Class::Closed | Class::Other => problem(format!("SSH fails ({reason})"), format!("try `{by_hand}`")),
+    }
+}
+
+/// The login works; becoming root, or the question itself, does not.
+pub fn refused(host: &Host, words: &str) -> Problem {
+    let (user, line) = (&host.target.ssh_user, words.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or("no answer"));
+    if user != "root" && words.contains("sudo") {
+        let hint = format!("on the host: echo '{user} ALL=(ALL) NOPASSWD: ALL' | sudo tee /etc/sudoers.d/kprov");
+        return problem(format!("{user} cannot become root without a password ({line})"), hint);
+    }
+    problem(format!("it could not be examined ({line})"), "it needs a POSIX shell and the usual tools")
+}
+
+/// Every problem of a host that would become this machine. `arch` and `now` are ours.
+pub fn problems(facts: &Facts, wish: &MachineSpec, cluster_uid: &str, arch: &str, now: SystemTime) -> Vec<Problem> {
+    let mut all = Vec::new();
+    let mut check = |good: bool, text: String, hint: &str| {
+        if !good {
+            all.push(problem(text, hint));
+        }
+    };
+    let has = |program: &str| facts.programs.contains(program);
+    let mib = |bytes: u64| bytes >> 20;
+    let enough = |there: u64, wanted: u64| there >= wanted / 100 * LEAST_SHARE;
+    check(facts.kernel.starts_with("Linux "), format!("it runs {}", facts.kernel), "kprov installs on Linux");
+    check(facts.arch == arch, format!("it is {}, this kprov is for {arch}", facts.arch), "run the kprov that is built for it");
+    check(facts.is_root, "commands there do not run as root".into(), "let sudo become root");
+    check(facts.overlay, "its kernel has no overlay filesystem".into(), "use a standard kernel");
+    check(facts.cgroups, "no cgroups are mounted".into(), "mount cgroup2 on /sys/fs/cgroup");
+    check(facts.writable, "/etc cannot be written to".into(), "kprov cannot install on a read-only root");
+    check(
+        facts.cpus * 1000 >= wish.cpu_millis,
+        format!("it has {} cores, {} are wanted", facts.cpus, wish.cpu_millis.div_ceil(1000)),
+        "lower the group's size, or use another host",
+    );
+    check(
+        enough(facts.memory_bytes, wish.memory_bytes),
+        format!("it has {} MiB of memory, {} are wanted", mib(facts.memory_bytes), mib(wish.memory_bytes)),
+        "lower the group's size, or use another host",
+    );
+    check(
+        enough(facts.disk_bytes, wish.disk_bytes),
+        format!("/var/lib is on a disk of {} MiB, {} are wanted", mib(facts.disk_bytes), mib(wish.disk_bytes)),
+        "lower the group's size, or use another host",
+    );
+    check(
+        facts.disk_free_bytes >= DISK_FLOOR,
+        format!("/var/lib has {} MiB free, {} are needed", mib(facts.disk_free_bytes), mib(DISK_FLOOR)),
+        "make room there",
+    );
+    let ours = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    let skew = ours.abs_diff(facts.clock);
+    check(skew <= CLOCK_SKEW.as_secs(), format!("its clock is {skew} s off"), "run a time service on both (e.g. chrony)");
+    let tools: Vec<&str> = ["flock", "sha256sum", "sed", "ip"].into_iter().filter(|tool| !has(tool)).collect();
+    check(tools.is_empty(), format!("{} cannot be found", tools.join(", ")), "install util-linux, coreutils and iproute2 there");
+    let missing: Vec<&str> = ["containerd", "ctr", "runc", "nft", "cni"].into_iter().filter(|program| !has(program)).collect();
+    check(
+        missing.is_empty() || has("apt-get"),
+        format!("{} cannot be found, and there is no apt-get to install it with", missing.join(", ")),
+        "install containerd, runc, nftables and the CNI plugins there",
+    );
+    if facts.owner.as_deref() == Some(cluster_uid) {
+        return all;
+    }
+    let mut check = |good: bool, text: String, hint: &str| {
+        if !good {
+            all.push(problem(text, hint));
+        }
+    };
+    check(facts.owner.is_none(), "kprov of another cluster is installed there".into(), "take that cluster away first (kprov down)");
+    for (port, whose) in PORTS.iter().filter(|(port, _)| facts.ports.contains(port)) {
+        check(false, format!("port {port}, which {whose} needs, is in use"), "stop what listens there");
+    }
+    let others: Vec<&str> = facts.processes.iter().map(String::as_str).collect();
+    check(
+        others.is_empty(),
+        format!("{} runs there", others.join(", ")),
+        "a host is one cluster's: stop and disable it, or use another host",
+    );
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = "arch=x86_64\nkernel=Linux 6.1.0\nclock=1800000000\nuid=0\ncpus=2\nmemory.total=2000000\nmemory.limit=max\n\
+        disk.total=20000000\ndisk.free=9000000\noverlay=yes\ncgroup=v2\nhas.containerd=yes\nhas.ctr=yes\nhas.runc=yes\nhas.nft=yes\nhas.ip=yes\n\
+        has.flock=yes\nhas.sha256sum=yes\nhas.sed=yes\nhas.cni=yes\nhas.apt-get=yes\nwritable=yes\nend=yes\n";
+
+    fn check(text: &str, expected: &[&str]) {
+        let wish = MachineSpec {
+            role: "worker".into(),
+            group: "worker".into(),
+            cpu_millis: 1000,
+            memory_bytes: 2 << 30,
+            disk_bytes: 10 << 30,
+            ssh_public_key: String::new(),
+        };
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_001);
+        let found = problems(&Facts::parse(text).unwrap(), &wish, "u", "x86_64", now);
+        assert_eq!(found.iter().map(|problem| problem.text.as_str()).collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn a_fit_host_has_no_problems_and_one_of_ours_may_run_what_we_installed() {
+        check(GOOD, &[]);
+        check(&GOOD.replace("end=yes", "port=10250\nprocess=containerd\nmarker={\"clusterUid\":\"u\"}\nend=yes"), &[]);
+    }
+
+    #[test]
+    fn all_problems_of_a_host_are_told_at_once() {
+        let text = "arch=aarch64\nkernel=Linux 6.1.0\nclock=1800000500\nuid=0\ncpus=0\nmemory.total=65536\ndisk.total=1000\ndisk.free=1000\n\
+                    cgroup=v1\nport=6443\nprocess=k3s\nmarker={\"clusterUid\":\"v\"}\nwritable=yes\nend=yes\n";
+        check(
+            text,
+            &[
+                "it is aarch64, this kprov is for x86_64",
+                "its kernel has no overlay filesystem",
+                "it has 0 cores, 1 are wanted",
+                "it has 64 MiB of memory, 2048 are wanted",
+                "/var/lib is on a disk of 0 MiB, 10240 are wanted",
+                "/var/lib has 0 MiB free, 1024 are needed",
+                "its clock is 499 s off",
+                "flock, sha256sum, sed, ip cannot be found",
+                "containerd, ctr, runc, nft, cni cannot be found, and there is no apt-get to install it with",
+                "kprov of another cluster is installed there",
+                "port 6443, which the API needs, is in use",
+                "k3s runs there",
+            ],
+        );
+    }
+
+    #[test]
+    fn the_survey_is_plain_shell_and_answers_here() {
+        use std::io::Write;
+        let mut shell = std::process::Command::new("sh")
+            .arg("-s")
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        shell.stdin.take().unwrap().write_all(SCRIPT.as_bytes()).unwrap();
+        let output = String::from_utf8(shell.wait_with_output().unwrap().stdout).unwrap();
+        let facts = Facts::parse(&output).unwrap();
+        assert_eq!(facts.arch, std::env::consts::ARCH);
+        assert!(facts.memory_bytes > 0 && facts.disk_free_bytes > 0 && facts.cpus > 0, "{output}");
+    }
+}

@@ -1,0 +1,28 @@
+# What the ssh provider asks a host before it is claimed: constant text, as root; nothing is changed. Output: key=value lines.
+PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+say() { printf '%s=%s\n' "$1" "$2"; }
+say arch "$(uname -m)"
+say kernel "$(uname -s) $(uname -r)"
+say clock "$(date +%s)"
+say uid "$(id -u)"
+say cpus "$(getconf _NPROCESSORS_ONLN 2>/dev/null || nproc)"
+say memory.total "$(sed -n 's/^MemTotal: *\([0-9]*\) kB/\1/p' /proc/meminfo)"
+for file in /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/memory.max; do [ -r "$file" ] && say memory.limit "$(cat "$file")"; done
+df -Pk /var/lib | sed -n '2s/^[^ ]* *\([0-9]*\) *[0-9]* *\([0-9]*\) .*/disk.total=\1\ndisk.free=\2/p'
+{ grep -qw overlay /proc/filesystems || modprobe -nq overlay 2>/dev/null; } && say overlay yes
+if [ -f /sys/fs/cgroup/cgroup.controllers ]; then say cgroup v2; elif [ -d /sys/fs/cgroup/memory ]; then say cgroup v1; fi
+for program in containerd ctr runc nft ip flock sha256sum sed getent apt-get; do
+  command -v "$program" >/dev/null 2>&1 && say "has.$program" yes
+done
+for folder in /usr/lib/cni /opt/cni/bin /usr/libexec/cni; do [ -x "$folder/ptp" ] && { say has.cni yes; break; }; done
+# Local ports in state LISTEN (0A), in hexadecimal as the kernel shows them.
+cat /proc/net/tcp /proc/net/tcp6 2>/dev/null | sed -n 's/^ *[0-9]*: [0-9A-F]*:\([0-9A-F]*\) [0-9A-F]*:0000 0A .*/\1/p' | sort -u | while read -r port; do
+  case $port in 192B) say port 6443 ;; 280A) say port 10250 ;; 094B) say port 2379 ;; esac
+done
+for comm in /proc/[0-9]*/comm; do
+  read -r name <"$comm" 2>/dev/null || continue
+  case $name in kubelet|k3s|k3s-server|k3s-agent|k0s|microk8s|containerd|dockerd|crio|kprov) say process "$name" ;; esac
+done
+[ -r /etc/kprov/host.json ] && say marker "$(tr -d '\n' </etc/kprov/host.json)"
+touch /etc/.kprov-writable 2>/dev/null && rm -f /etc/.kprov-writable && say writable yes
+say end yes
