@@ -1,6 +1,7 @@
 //! Whole processes on this machine, as root.
 
 mod api_kubectl;
+mod aws_cluster;
 mod bootstrap;
 mod crash;
 mod harness;

@@ -290,6 +290,8 @@ impl Keeper {
     fn hear(&mut self, event: &Value) {
         match event["what"].as_str() {
             Some("launch") => self.launch(serde_json::from_value(event.clone()).expect("a launch")),
+            Some("settle") => post(&format!("/ready?id={}", event["id"].as_str().unwrap_or_default()), ""),
+            Some("unmount") => post(&format!("/gone?id={}", event["id"].as_str().unwrap_or_default()), ""),
             Some("terminate") => self.terminate(event["id"].as_str().expect("an id").to_string()),
             _ => {}
         }

@@ -49,6 +49,7 @@ if verb == "up":
     iam.create_role(RoleName="story", AssumeRolePolicyDocument=TRUST)
     iam.create_instance_profile(InstanceProfileName="story")
     iam.add_role_to_instance_profile(InstanceProfileName="story", RoleName="story")
+    time.sleep(1.1)
     instance = launch(subnet, "story", UserData=DATA, IamInstanceProfile={"Name": "story"})
     running = lambda: [one for one in ec2.describe_instances(InstanceIds=[instance])["Reservations"][0]["Instances"] if one["State"]["Name"] == "running"]  # noqa: E731
     machine = wait(running)[0]
@@ -63,6 +64,7 @@ if verb == "up":
     wait(lambda: elb.describe_load_balancers(LoadBalancerArns=[balancer])["LoadBalancers"][0]["State"]["Code"] == "active")
     interface = ec2.describe_network_interfaces(Filters=[{"Name": "description", "Values": ["ELB net/story/*"]}])["NetworkInterfaces"][0]
     system = efs.create_file_system(CreationToken="story")["FileSystemId"]
+    wait(lambda: efs.describe_file_systems(FileSystemId=system)["FileSystems"][0]["LifeCycleState"] == "available")
     target = efs.create_mount_target(FileSystemId=system, SubnetId=subnet)
     print(instance, machine["PrivateIpAddress"], machine["PublicIpAddress"], interface["Association"]["PublicIp"], target["IpAddress"])
 elif verb == "tokens":
@@ -79,6 +81,7 @@ elif verb == "down":
         elb.delete_target_group(TargetGroupArn=group["TargetGroupArn"])
     for target in efs.describe_mount_targets(FileSystemId=efs.describe_file_systems()["FileSystems"][0]["FileSystemId"])["MountTargets"]:
         efs.delete_mount_target(MountTargetId=target["MountTargetId"])
+        wait(lambda: not efs.describe_mount_targets(FileSystemId=target["FileSystemId"])["MountTargets"])
         efs.delete_file_system(FileSystemId=target["FileSystemId"])
     live = lambda: [one["InstanceId"] for many in ec2.describe_instances()["Reservations"] for one in many["Instances"] if one["State"]["Name"] != "terminated"]  # noqa: E731
     ec2.terminate_instances(InstanceIds=live())

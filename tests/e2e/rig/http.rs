@@ -7,7 +7,6 @@ use tokio::net::TcpStream;
 
 #[derive(Debug, Clone)]
 pub struct Request {
-    pub client: SocketAddr,
     pub method: String,
     /// With its query.
     pub path: String,
@@ -20,7 +19,7 @@ pub struct Request {
 
 impl Request {
     /// `None` when the client closed instead.
-    pub async fn read(stream: &mut TcpStream, client: SocketAddr) -> io::Result<Option<Request>> {
+    pub async fn read(stream: &mut TcpStream) -> io::Result<Option<Request>> {
         let mut raw = Vec::new();
         let head = loop {
             if let Some(end) = raw.windows(4).position(|window| window == b"\r\n\r\n") {
@@ -36,7 +35,7 @@ impl Request {
         let (method, path) = (first.next().unwrap_or_default(), first.next().unwrap_or_default());
         let headers =
             lines.filter_map(|line| line.split_once(':')).map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_string()));
-        let mut request = Request { client, method, path, headers: headers.collect(), body: Vec::new(), raw: Vec::new() };
+        let mut request = Request { method, path, headers: headers.collect(), body: Vec::new(), raw: Vec::new() };
         if request.header("expect").is_some() {
             stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await?;
         }

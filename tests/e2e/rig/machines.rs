@@ -122,12 +122,6 @@ impl Machines {
         fs::remove_dir_all(&machine.folder)
     }
 
-    /// As if its power had been cut: the cloud does not know of it.
-    pub fn crash(&self, name: &str) {
-        let machine = self.running.lock().expect("machines").get(name).expect("the machine runs").clone();
-        machine.lock().expect("machine").group.kill().expect("its processes end");
-    }
-
     pub fn names(&self) -> Vec<String> {
         self.running.lock().expect("machines").keys().cloned().collect()
     }

@@ -64,7 +64,7 @@ impl Metadata {
     }
 
     async fn reply(self, mut stream: TcpStream, client: std::net::SocketAddr) -> io::Result<()> {
-        let Some(request) = Request::read(&mut stream, client).await? else { return Ok(()) };
+        let Some(request) = Request::read(&mut stream).await? else { return Ok(()) };
         let IpAddr::V4(address) = client.ip() else { return Ok(()) };
         let identity = self.known.lock().expect("metadata").get(&address).cloned();
         let reply = match identity {

@@ -7,8 +7,8 @@ Every patch names the rule of AWS that it restores; `--self-test` breaks when mo
 
 Control port (plain HTTP, JSON):
   GET  /events?after=N   what happened since event N; waits until there is something
-  POST /ready?id=ID      body: the machine's public host key; the instance runs (or the load balancer is active)
-  POST /gone?id=ID       the instance is terminated (or the load balancer's interfaces are released)
+  POST /ready?id=ID      body: the machine's public host key; the instance runs (load balancer, filesystem, mount target: is there)
+  POST /gone?id=ID       the instance is terminated (mount target: removed; load balancer: its interfaces are released)
   POST /health           {"targetGroup": ARN, "target": ID, "port": N, "state": "healthy"}
   POST /auto?on=1        instances run and end without anybody's word
   GET  /balancers        network load balancers with their addresses, listeners and targets
@@ -24,10 +24,12 @@ import os
 import sys
 import tempfile
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlparse
 
 ACCOUNT = "123456789012"
+PROFILE_SECONDS = 1.0
 DEBIAN, CANONICAL = "136693071363", "099720109477"
 
 
@@ -77,8 +79,10 @@ from moto.ec2.responses.elastic_block_store import ElasticBlockStore  # noqa: E4
 from moto.ec2.responses.general import General  # noqa: E402
 from moto.ec2.responses.instances import InstanceResponse  # noqa: E402
 from moto.efs import models as efs  # noqa: E402
+from moto.efs.exceptions import EFSError  # noqa: E402
 from moto.elbv2 import models as elbv2  # noqa: E402
 from moto.elbv2.exceptions import DuplicateListenerError, DuplicateLoadBalancerName, DuplicateTargetGroupName  # noqa: E402
+from moto.iam import models as iam  # noqa: E402
 
 
 class Rig:
@@ -91,7 +95,7 @@ class Rig:
 
     def forget(self):
         self.auto, self.events = True, []
-        self.host_keys, self.health, self.tokens, self.releasing = {}, {}, {}, {}
+        self.host_keys, self.health, self.tokens, self.releasing, self.leaving = {}, {}, {}, {}, {}
 
     def tell(self, what, **more):
         with self.changed:
@@ -169,6 +173,7 @@ def run_instances(original, self, *arguments, **named):
 
 @patch(InstanceResponse, "run_instances")
 def announce(original, self):
+    check_profile(self)
     known = set(self.ec2_backend.reservations)
     result = original(self)
     if result.result.id not in known:
@@ -237,6 +242,10 @@ def ready(identity, key):
         for region in get_backend("elbv2")[ACCOUNT].values():
             if identity in region.load_balancers:
                 region.load_balancers[identity].is_ready = True
+        for region in get_backend("efs")[ACCOUNT].values():
+            for thing in [things[identity] for things in (region.file_systems_by_id, region.mount_targets_by_id) if identity in things]:
+                if thing.life_cycle_state == "creating":
+                    thing.life_cycle_state = "available"
 
 
 def gone(identity):
@@ -244,6 +253,9 @@ def gone(identity):
         instance = find_instance(identity)
         if instance and instance.state == "shutting-down":
             instance.finish()
+        if identity in rig.leaving:
+            rig.leaving.pop(identity)()
+            rig.tell("mounts")
         for backend, interfaces in [rig.releasing.pop(identity)] if identity in rig.releasing else []:
             for interface in interfaces:
                 interface.delete()
@@ -432,13 +444,65 @@ def describe_target_health(original, self, target_group_arn, targets):
     return statuses
 
 
-for name in ("create_mount_target", "delete_mount_target"):
+# Filesystems: creating until they are there, in use until their mount targets are really gone.
 
-    @patch(efs.EFSBackend, name)
-    def change_mounts(original, self, *arguments, **named):
-        result = original(self, *arguments, **named)
-        rig.tell("mounts")
-        return result
+
+@patch(efs.EFSBackend, "create_file_system")
+def create_file_system(original, self, *arguments, **named):
+    return settle(original(self, *arguments, **named), "file_system_id")
+
+
+@patch(efs.EFSBackend, "create_mount_target")
+def create_mount_target(original, self, file_system_id, *arguments, **named):
+    system = self.file_systems_by_id.get(file_system_id)
+    if system and system.life_cycle_state != "available":
+        raise IncorrectFileSystemLifeCycleState(file_system_id)
+    return settle(original(self, file_system_id, *arguments, **named), "mount_target_id")
+
+
+def settle(thing, identity):
+    if not rig.auto:
+        thing.life_cycle_state = "creating"
+    rig.tell("mounts")
+    rig.tell("settle", id=getattr(thing, identity))
+    return thing
+
+
+class IncorrectFileSystemLifeCycleState(EFSError):
+    code = 409
+
+    def __init__(self, identity):
+        super().__init__("IncorrectFileSystemLifeCycleState", f"None of the actions are allowed on file system '{identity}' yet.")
+
+
+@patch(efs.EFSBackend, "delete_mount_target")
+def delete_mount_target(original, self, mount_target_id):
+    target = self.mount_targets_by_id.get(mount_target_id)
+    if target is None or rig.auto:
+        original(self, mount_target_id)
+    elif target.life_cycle_state != "deleting":
+        target.life_cycle_state = "deleting"
+        rig.leaving[mount_target_id] = functools.partial(original, self, mount_target_id)
+        rig.tell("unmount", id=mount_target_id)
+    rig.tell("mounts")
+
+
+# Identities: an instance profile is known to EC2 a moment after it was made.
+
+
+@patch(iam.InstanceProfile, "__init__")
+def make_profile(original, self, *arguments, **named):
+    original(self, *arguments, **named)
+    self.made = time.monotonic()
+
+
+def check_profile(request):
+    name = request._get_param("IamInstanceProfile.Name") or (request._get_param("IamInstanceProfile.Arn") or "").rsplit("/", 1)[-1]
+    for backend in backends("iam"):
+        for profile in backend.instance_profiles.values():
+            if profile.name == name and not rig.auto and time.monotonic() - profile.made < PROFILE_SECONDS:
+                message = f"Value ({name}) for parameter iamInstanceProfile.name is invalid. Invalid IAM Instance Profile name"
+                raise EC2ClientError("InvalidParameterValue", message)
 
 
 # What the harness reads.
@@ -521,12 +585,12 @@ def dump():
             add("filesystem", identity, files.list_tags_for_resource(identity))
         for identity in files.mount_targets_by_id:
             add("mount-target", identity, {})
-    for iam in backends("iam"):
-        for role in iam.roles.values():
+    for people in backends("iam"):
+        for role in people.roles.values():
             add("role", role.name, role.tags)
-        for profile in iam.instance_profiles.values():
+        for profile in people.instance_profiles.values():
             add("instance-profile", profile.name, profile.tags)
-        for policy in iam.managed_policies.values():
+        for policy in people.managed_policies.values():
             if ":aws:policy" not in policy.arn:
                 add("policy", policy.arn, {})
     for ssm in backends("ssm"):

@@ -218,6 +218,40 @@ def a_filesystem_is_in_use_while_it_has_mount_targets(world):
     world.ec2.delete_subnet(SubnetId=subnet)
 
 
+def filesystems_and_mount_targets_take_their_time(world):
+    _, subnet = world.network()
+    world.say("/auto?on=0")
+    system = world.efs.create_file_system(CreationToken="slow")["FileSystemId"]
+    world.fails("IncorrectFileSystemLifeCycleState", world.efs.create_mount_target, FileSystemId=system, SubnetId=subnet)
+    world.say(f"/ready?id={system}")
+    target = world.efs.create_mount_target(FileSystemId=system, SubnetId=subnet)["MountTargetId"]
+    state = lambda: [one["LifeCycleState"] for one in world.efs.describe_mount_targets(FileSystemId=system)["MountTargets"]]  # noqa: E731
+    assert state() == ["creating"]
+    world.say(f"/ready?id={target}")
+    assert state() == ["available"]
+    for _ in range(2):
+        world.efs.delete_mount_target(MountTargetId=target)
+        assert state() == ["deleting"]
+    world.fails("FileSystemInUse", world.efs.delete_file_system, FileSystemId=system)
+    world.say(f"/gone?id={target}")
+    assert state() == []
+    world.efs.delete_file_system(FileSystemId=system)
+    world.say("/auto?on=1")
+
+
+def a_new_instance_profile_is_not_known_at_once(world):
+    _, subnet = world.network()
+    world.iam.create_instance_profile(InstanceProfileName="new")
+    world.say("/auto?on=0")
+    world.fails("InvalidParameterValue", world.launch, subnet=subnet, token="profile-new", IamInstanceProfile={"Name": "new"})
+    time.sleep(1.1)
+    identity = world.launch(subnet, "profile-new", IamInstanceProfile={"Name": "new"})["InstanceId"]
+    world.say("/auto?on=1")
+    world.say(f"/ready?id={identity}", "ssh-ed25519 AAAA")
+    world.ec2.terminate_instances(InstanceIds=[identity])
+    world.iam.delete_instance_profile(InstanceProfileName="new")
+
+
 def parameters_are_exclusive_tagged_and_found_by_path(world):
     tags = [{"Key": "kprov-cluster-uid", "Value": "u1"}]
     wins = []
@@ -266,6 +300,7 @@ TESTS = [
     images_of_debian_and_ubuntu, a_client_token_makes_one_instance, a_client_token_makes_one_volume, what_is_unknown_is_refused,
     states_change_when_the_harness_says_so, nothing_is_deleted_below_its_user, volumes_are_attached_once_and_in_their_zone,
     load_balancers_are_unique_and_have_addresses, a_filesystem_is_in_use_while_it_has_mount_targets,
+    filesystems_and_mount_targets_take_their_time, a_new_instance_profile_is_not_known_at_once,
     parameters_are_exclusive_tagged_and_found_by_path, an_instance_profile_in_use_is_named_with_its_role, decoys_are_made_and_seen,
 ]
 

@@ -196,7 +196,7 @@ impl Proxy {
     }
 
     async fn pass(self, mut stream: TcpStream, client: SocketAddr, upstream: SocketAddr, dialect: Dialect) -> io::Result<()> {
-        let Some(request) = Request::read(&mut stream, client).await? else { return Ok(()) };
+        let Some(request) = Request::read(&mut stream).await? else { return Ok(()) };
         let call = (dialect.read)(&request);
         let fault = self.state().rules.iter_mut().find_map(|rule| rule.take(&call));
         let note = |status: Option<u16>| self.write_down(Entry { call: call.clone(), client, fault, status });

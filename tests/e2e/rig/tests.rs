@@ -87,6 +87,29 @@ fn emulated_machines_are_reached_by_their_addresses_and_by_nothing_else() {
 }
 
 #[test]
+fn emulated_machines_run_containers_within_their_limits() {
+    require_root();
+    let namespace = Namespace::new();
+    let machines = Machines::new(&namespace);
+    machines.start(&spec("i-1", 4, "ssh-ed25519 AAAA")).expect("a machine");
+    machines.serve_filesystem("images", "fs-images");
+    let image = machines.folder("shared").join("fs-images/image.tar");
+    let made = Command::new(crate::harness::binary()).args(["image", "--output"]).arg(image).output().expect("kprov starts");
+    assert!(made.status.success(), "{}", crate::harness::text(&made));
+    let run = machines.inside(
+        "i-1",
+        "set -e
+         containerd >/var/log/containerd.log 2>&1 &
+         for i in $(seq 100); do ctr version >/dev/null 2>&1 && break; sleep 0.1; done
+         ctr images import /opt/rig/nfs/images/image.tar
+         ctr run --rm --memory-limit 33554432 kprov.dev/kprov:latest one kprov --version
+         cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/memory.max 2>/dev/null || true",
+    );
+    let said = crate::harness::text(&run);
+    assert!(said.contains(&format!("kprov {}\n{}\n", env!("CARGO_PKG_VERSION"), 512 << 20)), "{said}");
+}
+
+#[test]
 fn the_strict_layer_over_moto_holds_for_this_moto() {
     let mut moto = Command::new(python());
     let output = moto.arg(MOTO).arg("--self-test").output().expect("python starts");
@@ -137,7 +160,7 @@ fn instances_balancers_and_mounts_of_the_emulated_cloud_are_real() {
         ("slow", Fault::Slow(Duration::from_millis(300))),
     ] {
         aws.proxy.clear();
-        let rule = aws.proxy.rule(Rule::on("RunInstances", fault));
+        let rule = aws.proxy.rule(Rule::on("RunInstances", fault).count(1));
         let made = client(&aws, &["tokens", name]);
         assert_eq!(aws.proxy.fired(rule), 1, "{name} never happened");
         let ledger = aws.proxy.ledger();
