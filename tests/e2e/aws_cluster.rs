@@ -76,6 +76,7 @@ fn the_local_blueprint_serves_on_aws_repairs_itself_and_leaves_nothing() {
     assert_eq!(ours(&aws, &before), made, "a second up makes, changes and removes nothing");
 
     repairs_itself(&aws, &operator, &before);
+    assert_eq!(aws.refused(), Vec::<String>::new(), "the loop's role is enough for what the loop does");
 
     operator.ok(&["down", &operator.name, "--yes"]);
     assert_eq!(aws.dump(), before, "nothing is left, and what is not ours is untouched");
@@ -150,6 +151,23 @@ fn kill_at(aws: &Aws, operator: &Operator, arguments: &[&str], skip: usize, faul
             true
         }
     }
+}
+
+#[test]
+fn a_permission_that_is_missing_stops_up_and_down_still_works() {
+    let aws = Aws::start();
+    let operator = aws.operator("denied");
+    let file = blueprint(&aws, &operator);
+    let before = aws.dump();
+    aws.deny("ec2:RunInstances");
+    let refused = operator.kprov(&["up", &file, "--yes"]);
+    assert!(!refused.status.success());
+    assert!(text(&refused).contains("RunInstances") || text(&refused).contains("not authorized"), "{}", text(&refused));
+    let asked = aws.proxy.ledger().iter().filter(|entry| entry.call.action == "RunInstances").count();
+    assert!(asked <= 9, "a refusal was asked for {asked} times");
+    aws.deny("");
+    operator.ok(&["down", &file, "--yes"]);
+    assert_eq!(aws.dump(), before, "nothing is left");
 }
 
 #[test]

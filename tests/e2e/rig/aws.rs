@@ -56,6 +56,9 @@ pub struct Row {
     pub id: String,
     #[serde(default)]
     pub tags: BTreeMap<String, Option<String>>,
+    /// Rules, routes, listeners, targets.
+    #[serde(default)]
+    pub detail: Vec<String>,
 }
 
 impl Aws {
@@ -100,6 +103,16 @@ impl Aws {
     /// As a person in the console would, past kprov and past the proxy.
     pub fn terminate(&self, instance: &str) {
         self.query("ec2", &format!("Action=TerminateInstances&Version=2016-11-15&InstanceId.1={instance}"));
+    }
+
+    /// Who was refused what, as `ACCESS-KEY service:Action`: the roles that kprov makes must be enough for what it does with them.
+    pub fn refused(&self) -> Vec<String> {
+        serde_json::from_str(&self.control("GET", "/refused", "")).expect("names")
+    }
+
+    /// From now on nobody may do this (`ec2:RunInstances`, patterns, separated by spaces).
+    pub fn deny(&self, actions: &str) {
+        self.control("POST", "/deny", actions);
     }
 
     /// One call of a query API; the answer's text.

@@ -13,12 +13,16 @@ Control port (plain HTTP, JSON):
   POST /auto?on=1        instances run and end without anybody's word
   GET  /balancers        network load balancers with their addresses, listeners and targets
   GET  /mounts           mount targets: address and filesystem
+  POST /deny             body: actions that nobody may do any more, like ec2:RunInstances
+  GET  /refused          who was refused what: "ACCESS-KEY service:Action"
   GET  /dump             everything that exists, of all services, as one flat list
   POST /decoys           body: {"uid", "name"}: things of a stranger, named and tagged almost like a cluster's own
 """
 
 import base64
+import fnmatch
 import functools
+import io
 import json
 import os
 import sys
@@ -94,7 +98,7 @@ class Rig:
         self.forget()
 
     def forget(self):
-        self.auto, self.events = True, []
+        self.auto, self.events, self.denied, self.refused = True, [], [], []
         self.host_keys, self.health, self.tokens, self.releasing, self.leaving = {}, {}, {}, {}, {}
 
     def tell(self, what, **more):
@@ -505,6 +509,63 @@ def check_profile(request):
                 raise EC2ClientError("InvalidParameterValue", message)
 
 
+# Permissions: a machine's role may do what its policies say (actions; conditions are not played), a person everything not denied.
+
+EFS_NOUNS = {"file-systems": "FileSystem", "mount-targets": "MountTarget", "resource-tags": "Resource", "tags": "Tags"}
+EFS_VERBS = {"GET": "Describe", "POST": "Create", "DELETE": "Delete", "PUT": "Modify"}
+
+
+def action_of(environ, body):
+    """service:Action, as policies name it; `None` for what is no call of a service."""
+    scope = environ.get("HTTP_AUTHORIZATION", "").partition("Credential=")[2].partition(",")[0].split("/")
+    if len(scope) < 5:
+        return None, None
+    key, service = scope[0], scope[3]
+    target = environ.get("HTTP_X_AMZ_TARGET")
+    if target:
+        return key, f"{service}:{target.rpartition('.')[2]}"
+    form = parse_qs(body.decode("utf-8", "replace")) if service != "elasticfilesystem" else {}
+    if "Action" in form:
+        return key, f"{service}:{form['Action'][0]}"
+    parts = environ["PATH_INFO"].strip("/").split("/")[1:] or [""]
+    verb, noun = EFS_VERBS.get(environ["REQUEST_METHOD"], "?"), EFS_NOUNS.get(parts[0], "?")
+    if noun == "Resource":
+        verb = {"POST": "Tag", "DELETE": "Untag"}.get(environ["REQUEST_METHOD"], "ListTagsFor")
+    plural = "s" if verb == "Describe" and not noun.endswith("s") else ""
+    if len(parts) > 2:
+        noun, plural = {"security-groups": "MountTargetSecurityGroups", "lifecycle-configuration": "LifecycleConfiguration"}.get(parts[2], "?"), ""
+    return key, f"{service}:{verb}{noun}{plural}"
+
+
+def may(key, action):
+    if any(fnmatch.fnmatchcase(action, pattern) for pattern in rig.denied):
+        return False
+    if not key.startswith("ASIA"):
+        return True
+    for backend in backends("iam"):
+        role = next((role for role in backend.roles.values() if role.name == key[4:]), None)
+        if role is None:
+            continue
+        documents = list(role.policies.values()) + [policy.document for policy in role.managed_policies.values()]
+        for document in documents:
+            statements = json.loads(document)["Statement"]
+            for statement in statements if isinstance(statements, list) else [statements]:
+                actions = statement.get("Action", [])
+                actions = [actions] if isinstance(actions, str) else actions
+                if statement["Effect"] == "Allow" and any(fnmatch.fnmatchcase(action, pattern) for pattern in actions):
+                    return True
+    return False
+
+
+def refusal(action):
+    service, message = action.split(":")[0], f"not authorized to perform: {action}"
+    if service == "ec2":
+        return f"<Response><Errors><Error><Code>UnauthorizedOperation</Code><Message>You are {message}</Message></Error></Errors></Response>"
+    if service in ("ssm", "elasticfilesystem"):
+        return json.dumps({"__type": "AccessDeniedException", "message": f"User is {message}", "Message": f"User is {message}"})
+    return f"<ErrorResponse><Error><Type>Sender</Type><Code>AccessDenied</Code><Message>User is {message}</Message></Error></ErrorResponse>"
+
+
 # What the harness reads.
 
 
@@ -571,7 +632,7 @@ def dump():
             "network-interface": ec2.enis.values(), "volume": ec2.volumes.values(),
         }.items():
             for thing in things:
-                add(kind, thing.id, tags_of(thing))
+                add(kind, thing.id, tags_of(thing), detail=detail(kind, thing))
         for pair in ec2.key_pairs.values():
             add("key-pair", pair.key_name, tags_of(pair))
         for address in ec2.addresses:
@@ -579,7 +640,7 @@ def dump():
     for elb in backends("elbv2"):
         for kind, arns in {"load-balancer": elb.load_balancers, "target-group": elb.target_groups}.items():
             for arn in arns:
-                add(kind, arn, elb.tagging_service.list_tags_for_resource(arn)["Tags"])
+                add(kind, arn, elb.tagging_service.list_tags_for_resource(arn)["Tags"], detail=detail(kind, arns[arn]))
     for files in backends("efs"):
         for identity in files.file_systems_by_id:
             add("filesystem", identity, files.list_tags_for_resource(identity))
@@ -599,6 +660,21 @@ def dump():
                 tags = ssm.list_tags_for_resource("Parameter", name) if hasattr(ssm, "list_tags_for_resource") else {}
                 add("parameter", name, tags)
     return sorted(rows, key=lambda row: (row["kind"], row["id"]))
+
+
+def detail(kind, thing):
+    """What somebody may have changed in it."""
+    if kind == "security-group":
+        rules = [(rule.is_egress, rule.ip_protocol, rule.from_port, rule.to_port, rule.ip_range, rule.source_group)
+                 for rule in thing.ingress_rules + thing.egress_rules]
+        return sorted(json.dumps(rule, sort_keys=True, default=str) for rule in rules)
+    if kind == "route-table":
+        return sorted(thing.routes) + sorted(str(getattr(one, "subnet_id", one)) for one in thing.associations)
+    if kind == "load-balancer":
+        return sorted(str(listener.port) for listener in thing.listeners.values())
+    if kind == "target-group":
+        return sorted(thing.targets)
+    return []
 
 
 def decoys(port, region, uid, name):
@@ -654,7 +730,7 @@ class Control(BaseHTTPRequestHandler):
         if url.path == "/events":
             return self.answer(rig.wait(int(query.get("after", 0)), float(query.get("seconds", 20))))
         with rig.calls:
-            return self.answer({"/balancers": balancers, "/mounts": mounts, "/dump": dump, "/alive": dict}[url.path]())
+            return self.answer({"/balancers": balancers, "/mounts": mounts, "/dump": dump, "/refused": lambda: rig.refused}[url.path]())
 
     def do_POST(self):
         url = urlparse(self.path)
@@ -669,6 +745,8 @@ class Control(BaseHTTPRequestHandler):
         elif url.path == "/health":
             said = json.loads(body)
             rig.health[(said["targetGroup"], said["target"], int(said["port"]))] = said["state"]
+        elif url.path == "/deny":
+            rig.denied = [pattern for pattern in body.split() if pattern]
         elif url.path == "/decoys":
             auto, rig.auto = rig.auto, True
             decoys(self.port, query.get("region", self.region), **json.loads(body))
@@ -686,7 +764,16 @@ def serve(port, control_port, auto):
 
     def one_at_a_time(environ, start_response):
         """AWS never lets two requests see half of each other; moto's threads do."""
+        length = int(environ.get("CONTENT_LENGTH") or 0)
+        body = environ["wsgi.input"].read(length)
+        environ["wsgi.input"] = io.BytesIO(body)
+        key, action = action_of(environ, body)
         with rig.calls:
+            if action and not may(key, action):
+                rig.refused.append(f"{key} {action}")
+                kind = "application/x-amz-json-1.1" if action.startswith(("ssm", "elasticfilesystem")) else "text/xml"
+                start_response("403 Forbidden", [("Content-Type", kind)])
+                return [refusal(action).encode()]
             return application(environ, start_response)
 
     class Quiet(MotoRequestHandler):

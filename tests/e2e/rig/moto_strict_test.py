@@ -290,10 +290,37 @@ def an_instance_profile_in_use_is_named_with_its_role(world):
     world.iam.delete_role(RoleName="loop")
 
 
+def a_role_may_do_what_its_policies_say(world):
+    world.iam.create_role(RoleName="reader", AssumeRolePolicyDocument=json.dumps({"Version": "2012-10-17", "Statement": []}))
+    statement = {"Effect": "Allow", "Action": ["ec2:Describe*", "elasticfilesystem:DescribeFileSystems"], "Resource": "*"}
+    policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
+    world.iam.put_role_policy(RoleName="reader", PolicyName="reads", PolicyDocument=policy)
+
+    def client(name):
+        where = f"http://127.0.0.1:{world.port}"
+        return boto3.client(name, region_name=REGION, endpoint_url=where, aws_access_key_id="ASIAreader", aws_secret_access_key="s")
+
+    client("ec2").describe_vpcs()
+    client("efs").describe_file_systems()
+    world.fails("UnauthorizedOperation", client("ec2").create_vpc, CidrBlock="10.0.0.0/16")
+    world.fails("AccessDeniedException", client("efs").create_file_system, CreationToken="no")
+    world.fails("AccessDenied", client("elbv2").describe_load_balancers)
+    world.fails("AccessDeniedException", client("ssm").get_parameters_by_path, Path="/")
+    assert "ASIAreader ec2:CreateVpc" in world.ask("/refused")
+    world.say("/deny", "ec2:DescribeVpcs")
+    world.fails("UnauthorizedOperation", world.ec2.describe_vpcs)
+    world.say("/deny", "")
+    world.ec2.describe_vpcs()
+    world.iam.delete_role_policy(RoleName="reader", PolicyName="reads")
+    world.iam.delete_role(RoleName="reader")
+
+
 def decoys_are_made_and_seen(world):
     before = len(world.ask("/dump"))
     world.say("/decoys", {"uid": "0b1c", "name": "shop"})
-    assert len(world.ask("/dump")) >= before + 100
+    rows = world.ask("/dump")
+    assert len(rows) >= before + 100
+    assert [row["detail"] for row in rows if row["kind"] == "security-group"][0], "rules are seen"
 
 
 TESTS = [
@@ -301,7 +328,7 @@ TESTS = [
     states_change_when_the_harness_says_so, nothing_is_deleted_below_its_user, volumes_are_attached_once_and_in_their_zone,
     load_balancers_are_unique_and_have_addresses, a_filesystem_is_in_use_while_it_has_mount_targets,
     filesystems_and_mount_targets_take_their_time, a_new_instance_profile_is_not_known_at_once,
-    parameters_are_exclusive_tagged_and_found_by_path, an_instance_profile_in_use_is_named_with_its_role, decoys_are_made_and_seen,
+    parameters_are_exclusive_tagged_and_found_by_path, an_instance_profile_in_use_is_named_with_its_role, a_role_may_do_what_its_policies_say, decoys_are_made_and_seen,
 ]
 
 
