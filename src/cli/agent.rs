@@ -31,7 +31,10 @@ pub async fn run(args: &Args) -> Result<()> {
     let services = Informer::<Service>::start(client.clone(), Selector::all(), &cancel);
     let slices = Informer::<EndpointSlice>::start(client.clone(), Selector::all(), &cancel);
     // In the order of need: a pod cannot start before its node has a network.
-    parts.spawn(network::run_with(config.clone(), nodes, cancel.clone()));
+    parts.spawn(network::run_with(config.clone(), nodes.clone(), cancel.clone()));
+    if !config.announce.is_empty() {
+        parts.spawn(network::announce::run(config.clone(), client.clone(), services.clone(), nodes, cancel.clone()));
+    }
     parts.spawn(kubelet::run_with(config.clone(), client, services.clone(), cancel.clone()));
     parts.spawn(proxy::run_with(config.clone(), services.clone(), slices.clone(), cancel.clone()));
     parts.spawn(dns::run_with(config, services, slices, cancel.clone()));

@@ -74,6 +74,9 @@ pub struct AgentConfig {
     /// How many pods this node takes (Node.status.capacity.pods).
     #[serde(default = "default_max_pods")]
     pub max_pods: u32,
+    /// Addresses (`a` or `a-b`) that services may have and nodes announce themselves: where no cloud leads them here.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub announce: Vec<String>,
     /// Shared filesystems mounted on this node by the agent: storage class name -> what to mount.
     #[serde(default)]
     pub filesystems: BTreeMap<String, FilesystemMount>,

@@ -27,7 +27,10 @@ const DATA: [&str; 9] = [
 const TABLES: [&str; 1] = ["kprov"];
 const DNS_ADDRESS: &str = "10.96.0.10/32";
 const ROUTE_PROTOCOL: &str = "107";
-const POD_GROUPS: &str = "kpods";
+/// By containerd's two ways of naming groups.
+const POD_GROUPS: [&str; 2] = ["kpods", "kpods.slice"];
+/// Killed processes leave their groups a moment later.
+const GROUP_TRIES: u32 = 50;
 
 /// Services, pods, files, data; the marker and the program last, so that an interrupted removal can be run again.
 pub fn everything(reporter: &Reporter) -> Result<()> {
@@ -53,6 +56,10 @@ pub fn everything(reporter: &Reporter) -> Result<()> {
             Ok(true.into())
         })?;
         reporter.step(machine::CONTAINERD, || init.remove(machine::CONTAINERD).map(|()| true.into()))?;
+        reporter.step("shims", || {
+            stop_shims();
+            Ok(true.into())
+        })?;
     }
     reporter.step("kernel", || {
         network();
@@ -96,11 +103,30 @@ fn stop_pods() {
         let _ = ctr(&["tasks", "delete", "--force", container]);
         let _ = ctr(&["containers", "delete", container]);
     }
-    // What containerd's shims are still told after it is asked: each ends with its last task.
     for space in entries("/run/netns").filter(|path| path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"cni-"))) {
         // Its cable goes with it.
         let _ = nix::mount::umount2(&space, nix::mount::MntFlags::MNT_DETACH);
         let _ = std::fs::remove_file(&space);
+    }
+}
+
+/// A sandbox that was on its way in or out keeps its shim, which nobody talks to any more.
+fn stop_shims() {
+    let is_shim = |process: &PathBuf| {
+        let command = std::fs::read(process.join("cmdline")).unwrap_or_default();
+        let words: Vec<&[u8]> = command.split(|byte| *byte == 0).collect();
+        words.first().is_some_and(|program| program.ends_with(b"/containerd-shim-runc-v2")) && words.contains(&CONTAINERD_SOCKET.as_bytes())
+    };
+    for process in entries("/proc").filter(is_shim) {
+        kill(&process.file_name().unwrap_or_default().to_string_lossy());
+    }
+}
+
+fn kill(process: &str) {
+    if let Ok(id) = process.trim().parse::<i32>()
+        && id > 1
+    {
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(id), nix::sys::signal::Signal::SIGKILL);
     }
 }
 
@@ -115,12 +141,21 @@ fn network() {
     quiet("ip", &["route", "flush", "proto", ROUTE_PROTOCOL]);
     quiet("ip", &["address", "delete", DNS_ADDRESS, "dev", "lo"]);
     for hierarchy in cgroups::hierarchies().unwrap_or_default() {
-        prune(&hierarchy.mount.join(POD_GROUPS));
+        for group in POD_GROUPS.map(|name| hierarchy.mount.join(name)).iter().filter(|group| group.exists()) {
+            for _ in 0..GROUP_TRIES {
+                prune(group);
+                if !group.exists() {
+                    break;
+                }
+                std::thread::sleep(std::time::Duration::from_millis(20));
+            }
+        }
     }
 }
 
-/// Control groups without processes, children first.
+/// Control groups with what is left in them, children first.
 fn prune(group: &Path) {
+    std::fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default().lines().for_each(kill);
     for child in entries(group).filter(|path| path.is_dir()) {
         prune(&child);
     }

@@ -67,7 +67,8 @@ impl Hosts {
     fn agent(&self, name: &str, address: IpAddr, api: IpAddr, is_control: bool, revision: &str, machine: &Observed) -> Result<AgentConfig> {
         let group = name.rsplit_once('-').map_or(name, |(group, _)| group);
         // Its role is not for a node to say (the API refuses it): the loop labels nodes with what the blueprint calls them.
-        let labels = [("kprov.dev/machine-group".to_string(), group.to_string())];
+        let mut labels: BTreeMap<String, String> = serde_json::from_value(machine.outputs["labels"].clone()).unwrap_or_default();
+        labels.insert("kprov.dev/machine-group".to_string(), group.to_string());
         Ok(AgentConfig {
             node_name: name.into(),
             address,
@@ -80,10 +81,11 @@ impl Hosts {
             cluster_domain: config::CLUSTER_DOMAIN.into(),
             containerd_socket: spec::CONTAINERD_SOCKET.into(),
             provider_id: format!("kprov-{}://{}/{name}", self.provider.name(), machine.handle),
-            labels: labels.into(),
+            labels,
             taints: if is_control { vec!["node-role.kubernetes.io/control-plane=:NoSchedule".into()] } else { Vec::new() },
             annotations: BTreeMap::from([(REVISION.to_string(), revision.to_string())]),
             max_pods: 110,
+            announce: serde_json::from_value(machine.outputs["announce"].clone()).unwrap_or_default(),
             filesystems: BTreeMap::new(),
         })
     }

@@ -108,7 +108,8 @@ fn node_may(server: &Server, node: &str, asked: &Attributes) -> Result<(), Strin
         ("", "nodes/status") => allowed(matches!(verb, "get" | "update" | "patch") && asked.name == node),
         ("", "events") | ("events.k8s.io", "events") => allowed(matches!(verb, "create" | "update" | "patch")),
         ("coordination.k8s.io", "leases") => {
-            let own = asked.namespace == "kube-node-lease" && (asked.name == node || verb == "create");
+            let own = asked.namespace == "kube-node-lease"
+                && (asked.name == node || asked.name.starts_with(crate::orchestrator::network::announce::PREFIX) || verb == "create");
             allowed(own && matches!(verb, "get" | "create" | "update" | "patch" | "delete"))
         }
         ("", "pods") => match verb {

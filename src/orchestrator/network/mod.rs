@@ -3,6 +3,7 @@
 //! Driven by the Nodes of the cluster and by the kernel's own notices, so a route that somebody removed comes back. With the control
 //! plane away, what is set stays.
 
+pub mod announce;
 pub mod door;
 #[cfg(test)]
 pub mod testing;

@@ -1,12 +1,12 @@
 //! What the engine's actions do to hosts: claim, release, and the records of what has no machine of its own.
 
-use super::Machines;
 use super::hosts::Host;
 use super::record::{Claim, Record};
 use super::world::World;
+use super::{Machines, balance};
 use crate::engine::{Action, Id, Inputs, MACHINE, Observed, Phase, Progress, Request, Verb};
 use crate::error::{Context as _, Error, Kind, Result};
-use crate::providers::resources::NETWORK;
+use crate::providers::resources::{LOAD_BALANCER, NETWORK};
 use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 use std::time::{Duration, SystemTime};
@@ -15,8 +15,11 @@ use std::time::{Duration, SystemTime};
 const ADMITTED: Duration = Duration::from_secs(300);
 
 /// What is known of a thing when it is about to be made. Pure.
-pub fn outputs(_action: &Action, _inputs: &Inputs) -> Value {
-    json!({})
+pub fn outputs(action: &Action, inputs: &Inputs) -> Value {
+    match balance::address(&action.spec, |id| inputs.get(id)) {
+        Some(address) if action.id.kind == LOAD_BALANCER => json!({ "address": address }),
+        _ => json!({}),
+    }
 }
 
 impl Machines {

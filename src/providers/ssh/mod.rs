@@ -5,6 +5,7 @@
 //! (`world`): a host that does not answer keeps its machine. The operator comes with their own keys, the loop inside with the cluster's.
 
 mod access;
+mod balance;
 mod effects;
 mod hosts;
 mod preflight;
@@ -139,6 +140,7 @@ impl Provider for Machines {
             network.spec["sshPublicKey"] = json!(context.ssh_public_key.trim());
             network.summary = "the cluster's records on one of the hosts".into();
         }
+        balance::place(&mut all, &blueprint.spec.providers.ssh.addresses, &world.things)?;
         Ok(all)
     }
 

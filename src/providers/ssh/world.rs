@@ -1,5 +1,6 @@
 //! The cluster as its hosts tell it, all of them together. Pure; uncertainty is an error or a broken machine, never an absence.
 
+use super::balance;
 use super::record::{CLUSTER, EPOCH, Reach, Record, Seen};
 use crate::engine::{Cluster, Id, Observed, Phase};
 use crate::error::{Error, Result};
@@ -110,12 +111,18 @@ impl World {
             {
                 needs.extend(spec.machines.iter().map(|name| Id::new(MACHINE, name)));
             }
+            let mut spec = record.spec.clone();
+            // It still leads to where its machine was: that part of the wish is open again.
+            let now = balance::address(&spec, |id| self.things.iter().find(|thing| thing.id == *id));
+            if spec["machine"].is_string() && now.is_some_and(|now| record.outputs["address"] != now.as_str()) {
+                spec["machine"] = Value::Null;
+            }
             self.things.push(Observed {
                 id: record.id.clone(),
                 handle: format!("{anchor}/{}", Record::file(&record.id)),
                 generation: record.generation,
                 phase: Phase::Ready,
-                spec: record.spec.clone(),
+                spec,
                 outputs: record.outputs.clone(),
                 needs,
             });

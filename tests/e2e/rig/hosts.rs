@@ -3,6 +3,7 @@
 use super::machines::{Machines, Spec};
 use super::namespace::{BRIDGE, Namespace};
 use crate::harness::{binary, require_root, text};
+use std::io::{BufRead, BufReader};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -125,6 +126,16 @@ impl Hosts {
         let output = self.kprov(arguments);
         assert!(output.status.success(), "kprov {arguments:?} failed ({}):\n{}", output.status, text(&output));
         String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// Kills a command with -9 as soon as its `count`-th line with `word` appears.
+    pub fn kill_after(&self, arguments: &[&str], word: &str, count: usize) {
+        let mut child = self.command().args(arguments).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("kprov starts");
+        let lines = BufReader::new(child.stderr.take().expect("stderr")).lines();
+        let seen = lines.map_while(Result::ok).filter(|line| line.contains(word)).take(count).count();
+        child.kill().expect("kill");
+        child.wait().expect("the process ends");
+        assert_eq!(seen, count, "the moment to kill at never came");
     }
 
     pub fn kubectl(&self, arguments: &[&str]) -> Output {

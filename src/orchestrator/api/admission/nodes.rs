@@ -32,7 +32,9 @@ pub fn create(call: &Call, object: &Value) -> Answer<()> {
     match &*call.row.plural {
         "nodes" if name != node => refuse(call, name, &format!("node {node:?} is not allowed to create node {name:?}")),
         "nodes" => labels(call, node, &Value::Null, object),
-        "leases" if name != node => refuse(call, name, &format!("node {node:?} is not allowed to create lease {name:?}")),
+        "leases" if name != node && !name.starts_with(crate::orchestrator::network::announce::PREFIX) => {
+            refuse(call, name, &format!("node {node:?} is not allowed to create lease {name:?}"))
+        }
         "pods" => refuse(
             call,
             name,

@@ -1,0 +1,387 @@
+//! A load balancer's address where no cloud keeps one: it lives on one node at a time, is announced by ARP, and moves when its node
+//! falls silent.
+//!
+//! Which node is said by a Lease per address. A node that cannot reach the API keeps the address (nobody else can take it then) but
+//! announces it no more: if the others can, they take it, and the network follows who announced last.
+
+use crate::blueprint::hosts::range;
+use crate::error::{Context, Error, Kind, Result};
+use crate::orchestrator::client::informer::Informer;
+use crate::orchestrator::client::{Client, Failure, time};
+use crate::orchestrator::config::AgentConfig;
+use futures::TryStreamExt;
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::{Node, Service};
+use rtnetlink::Handle;
+use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
+use serde_json::json;
+use sha2::{Digest, Sha256};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+const NAMESPACE: &str = "kube-node-lease";
+/// With a dot, which no machine's name has: nodes may write leases that begin so.
+pub const PREFIX: &str = "address.";
+const RENEW: Duration = Duration::from_secs(1);
+/// Three renewals that did not come; nobody's clock is compared with anybody's.
+const SILENCE: Duration = Duration::from_secs(3);
+/// So many of the nodes stand by for an address: a thousand would only ask for it all the time.
+const STAND_BY: usize = 3;
+
+/// What a node does about one address.
+#[derive(Debug, PartialEq, Eq)]
+enum Move {
+    /// It is ours: say so again.
+    Hold,
+    Take,
+    Nothing,
+}
+
+/// Pure. `stale`: its holder has been silent for too long.
+fn decide(holder: Option<&str>, me: &str, stale: bool, stands_by: bool) -> Move {
+    match holder {
+        Some(holder) if holder == me => Move::Hold,
+        Some(holder) if !holder.is_empty() && !stale => Move::Nothing,
+        _ if stands_by => Move::Take,
+        _ => Move::Nothing,
+    }
+}
+
+/// The addresses of `ranges` that services have. Pure.
+fn wanted(services: &[Arc<Service>], ranges: &BTreeSet<Ipv4Addr>) -> BTreeSet<Ipv4Addr> {
+    let addresses = services.iter().flat_map(|service| {
+        let ingress = service.status.as_ref().and_then(|status| status.load_balancer.as_ref()?.ingress.as_ref());
+        let given = ingress.into_iter().flatten().filter_map(|ingress| ingress.ip.clone());
+        let external = service.spec.as_ref().and_then(|spec| spec.external_ips.clone()).unwrap_or_default();
+        given.chain(external).collect::<Vec<_>>()
+    });
+    addresses.filter_map(|text| text.parse().ok()).filter(|address| ranges.contains(address)).collect()
+}
+
+/// The nodes that stand by for an address: ready workers (everybody, where there are none), each address in an order of its own.
+fn stand_by(nodes: &[Arc<Node>], address: Ipv4Addr) -> Vec<String> {
+    let is_ready = |node: &&Arc<Node>| {
+        let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
+        conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
+    };
+    let is_tainted = |node: &&Arc<Node>| {
+        node.spec.as_ref().is_some_and(|spec| spec.taints.iter().flatten().any(|taint| taint.key.contains("control-plane")))
+    };
+    let ready: Vec<&Arc<Node>> = nodes.iter().filter(is_ready).collect();
+    let workers: Vec<&Arc<Node>> = ready.iter().copied().filter(|node| !is_tainted(node)).collect();
+    let mut names: Vec<String> =
+        if workers.is_empty() { ready } else { workers }.iter().filter_map(|node| node.metadata.name.clone()).collect();
+    names.sort_by_key(|name| Sha256::digest(format!("{address} {name}")).to_vec());
+    names.truncate(STAND_BY);
+    names
+}
+
+/// Keeps this node's part of the addresses until cancelled, and gives them away then.
+pub async fn run(
+    config: Arc<AgentConfig>,
+    client: Client,
+    services: Informer<Service>,
+    nodes: Informer<Node>,
+    cancel: CancellationToken,
+) -> Result<()> {
+    let ranges: BTreeSet<Ipv4Addr> = config.announce.iter().filter_map(|text| range(text)).flatten().collect();
+    let mut announcer = Announcer {
+        link: Link::of(config.address).await?,
+        client,
+        me: config.node_name.clone(),
+        seen: BTreeMap::new(),
+        held: BTreeSet::new(),
+    };
+    // Left by an agent that was killed.
+    for address in announcer.link.addresses().await?.intersection(&ranges) {
+        announcer.link.drop(*address).await;
+    }
+    tokio::select! {
+        _ = cancel.cancelled() => return Ok(()),
+        _ = async { services.synced().await; nodes.synced().await } => {}
+    }
+    loop {
+        let wanted = wanted(&services.list(), &ranges);
+        announcer.round(&wanted, &nodes.list()).await;
+        if cancel.run_until_cancelled(tokio::time::sleep(RENEW)).await.is_none() {
+            announcer.leave().await;
+            return Ok(());
+        }
+    }
+}
+
+struct Announcer {
+    link: Link,
+    client: Client,
+    me: String,
+    /// The last renewal of each lease that was seen, and when.
+    seen: BTreeMap<Ipv4Addr, (String, Instant)>,
+    held: BTreeSet<Ipv4Addr>,
+}
+
+impl Announcer {
+    async fn round(&mut self, wanted: &BTreeSet<Ipv4Addr>, nodes: &[Arc<Node>]) {
+        for address in self.held.difference(wanted).copied().collect::<Vec<_>>() {
+            self.give_up(address).await;
+        }
+        for address in wanted {
+            let stands_by = self.held.contains(address) || stand_by(nodes, *address).contains(&self.me);
+            if stands_by && let Err(failure) = self.keep(*address).await {
+                tracing::debug!(%address, "a load balancer's address could not be looked after: {}", Error::from(failure).chain());
+            }
+        }
+    }
+
+    async fn keep(&mut self, address: Ipv4Addr) -> Result<(), Failure> {
+        let name = format!("{PREFIX}{address}");
+        let lease = self.client.get::<Lease>(NAMESPACE, &name).await?;
+        let spec = lease.as_ref().and_then(|lease| lease.spec.as_ref());
+        let renewed = spec.and_then(|spec| spec.renew_time.as_ref()).map(|at| time::micro_text(at.0)).unwrap_or_default();
+        let (last, since) = self.seen.entry(address).or_insert_with(|| (renewed.clone(), Instant::now()));
+        if *last != renewed {
+            (*last, *since) = (renewed, Instant::now());
+        }
+        let stale = since.elapsed() > SILENCE;
+        let holder = spec.and_then(|spec| spec.holder_identity.as_deref());
+        match decide(holder, &self.me, stale, true) {
+            Move::Nothing => {
+                if self.held.remove(&address) {
+                    self.link.drop(address).await;
+                }
+                Ok(())
+            }
+            Move::Hold | Move::Take => {
+                self.write(&name, lease.as_ref(), &self.me.clone()).await?;
+                self.show(address).await;
+                Ok(())
+            }
+        }
+    }
+
+    /// Only over what was read: two nodes cannot both take it.
+    async fn write(&self, name: &str, lease: Option<&Lease>, holder: &str) -> Result<(), Failure> {
+        let spec = json!({"holderIdentity": holder, "leaseDurationSeconds": SILENCE.as_secs(), "renewTime": time::micro_text(time::now())});
+        let mut metadata = json!({"name": name, "namespace": NAMESPACE});
+        let mut object = json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "spec": spec});
+        let Some(lease) = lease else {
+            object["metadata"] = metadata;
+            return self.client.create::<Lease>(NAMESPACE, &object).await.map(drop);
+        };
+        metadata["resourceVersion"] = json!(lease.metadata.resource_version);
+        object["metadata"] = metadata;
+        self.client.replace::<Lease>(NAMESPACE, name, "", &object).await.map(drop)
+    }
+
+    async fn show(&mut self, address: Ipv4Addr) {
+        if self.held.insert(address) {
+            tracing::info!(%address, "this node has a load balancer's address now");
+        }
+        if let Err(error) = self.link.add(address).await.and_then(|()| self.link.announce(address)) {
+            tracing::warn!(%address, "a load balancer's address could not be announced: {}", error.chain());
+        }
+    }
+
+    async fn give_up(&mut self, address: Ipv4Addr) {
+        self.held.remove(&address);
+        self.link.drop(address).await;
+        let name = format!("{PREFIX}{address}");
+        if let Ok(Some(lease)) = self.client.get::<Lease>(NAMESPACE, &name).await
+            && lease.spec.as_ref().and_then(|spec| spec.holder_identity.as_deref()) == Some(&self.me)
+        {
+            let _ = self.write(&name, Some(&lease), "").await;
+        }
+    }
+
+    async fn leave(&mut self) {
+        // Without an API nobody can be told: then only the addresses go.
+        let held: Vec<Ipv4Addr> = self.held.iter().copied().collect();
+        for address in &held {
+            self.link.drop(*address).await;
+        }
+        for address in held {
+            let _ = tokio::time::timeout(Duration::from_secs(2), self.give_up(address)).await;
+        }
+    }
+}
+
+/// The network interface that has the node's own address.
+struct Link {
+    handle: Handle,
+    index: u32,
+    mac: [u8; 6],
+}
+
+impl Link {
+    async fn of(address: IpAddr) -> Result<Link> {
+        let failed = || format!("could not find the network interface of {address}");
+        let (connection, handle, _) = rtnetlink::new_connection().or_fail(Kind::Host, failed)?;
+        tokio::spawn(connection);
+        let mut found = handle.address().get().set_address_filter(address).execute();
+        let message = found.try_next().await.or_fail(Kind::Host, failed)?.ok_or_else(|| Error::host(failed()))?;
+        drop(found);
+        let index = message.header.index;
+        let mut links = handle.link().get().match_index(index).execute();
+        let link = links.try_next().await.or_fail(Kind::Host, failed)?.ok_or_else(|| Error::host(failed()))?;
+        drop(links);
+        use rtnetlink::packet_route::link::LinkAttribute;
+        let mac = link.attributes.iter().find_map(|attribute| match attribute {
+            LinkAttribute::Address(bytes) => <[u8; 6]>::try_from(bytes.as_slice()).ok(),
+            _ => None,
+        });
+        Ok(Link { handle, index, mac: mac.ok_or_else(|| Error::host(failed()).because("it has no Ethernet address"))? })
+    }
+
+    async fn messages(&self) -> Result<Vec<AddressMessage>> {
+        let list = self.handle.address().get().set_link_index_filter(self.index).execute();
+        list.try_collect().await.or_fail(Kind::Host, || "could not list addresses")
+    }
+
+    /// Single addresses: those with a network are the machine's own.
+    async fn addresses(&self) -> Result<BTreeSet<Ipv4Addr>> {
+        Ok(self.messages().await?.iter().filter(|message| message.header.prefix_len == 32).filter_map(address_of).collect())
+    }
+
+    async fn add(&self, address: Ipv4Addr) -> Result<()> {
+        match self.handle.address().add(self.index, IpAddr::V4(address), 32).execute().await {
+            Err(rtnetlink::Error::NetlinkError(message)) if -message.raw_code() == libc::EEXIST => Ok(()),
+            outcome => outcome.or_fail(Kind::Host, || format!("could not add {address}")),
+        }
+    }
+
+    async fn drop(&self, address: Ipv4Addr) {
+        let messages = self.messages().await.unwrap_or_default();
+        for message in messages.into_iter().filter(|message| message.header.prefix_len == 32 && address_of(message) == Some(address)) {
+            let _ = self.handle.address().del(message).execute().await;
+        }
+    }
+
+    /// Everybody on the wire learns where the address is now.
+    fn announce(&self, address: Ipv4Addr) -> Result<()> {
+        let failed = || format!("could not announce {address}");
+        let packet = gratuitous(self.mac, address);
+        let protocol = (libc::ETH_P_ARP as u16).to_be();
+        // SAFETY: plain system call; the descriptor is owned from here on.
+        let socket = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, i32::from(protocol)) };
+        if socket < 0 {
+            return Err(Error::host(failed()).because(std::io::Error::last_os_error()));
+        }
+        // SAFETY: just opened, and nobody else's.
+        let socket = unsafe { OwnedFd::from_raw_fd(socket) };
+        let mut everybody = libc::sockaddr_ll {
+            sll_family: libc::AF_PACKET as u16,
+            sll_protocol: protocol,
+            sll_ifindex: self.index as i32,
+            sll_hatype: 1,
+            sll_pkttype: 0,
+            sll_halen: 6,
+            sll_addr: [0; 8],
+        };
+        everybody.sll_addr[..6].fill(0xff);
+        let length = size_of::<libc::sockaddr_ll>() as u32;
+        // SAFETY: both buffers live through the call and have the lengths that are told.
+        let sent =
+            unsafe { libc::sendto(socket.as_raw_fd(), packet.as_ptr().cast(), packet.len(), 0, (&raw const everybody).cast(), length) };
+        if sent < 0 { Err(Error::host(failed()).because(std::io::Error::last_os_error())) } else { Ok(()) }
+    }
+}
+
+fn address_of(message: &AddressMessage) -> Option<Ipv4Addr> {
+    message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Local(IpAddr::V4(address)) => Some(*address),
+        _ => None,
+    })
+}
+
+/// RFC 5227, section 3: an ARP request from the address for itself.
+fn gratuitous(mac: [u8; 6], address: Ipv4Addr) -> [u8; 28] {
+    let mut packet = [0; 28];
+    // Ethernet, IPv4, their lengths, request.
+    packet[..8].copy_from_slice(&[0, 1, 8, 0, 6, 4, 0, 1]);
+    packet[8..14].copy_from_slice(&mac);
+    packet[14..18].copy_from_slice(&address.octets());
+    packet[24..28].copy_from_slice(&address.octets());
+    packet
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::orchestrator::network::testing::{in_own_namespace, sh};
+    use serde_json::Value;
+
+    #[test]
+    fn an_address_is_taken_only_when_its_holder_is_silent() {
+        let check = |holder, stale, stands_by, expected| assert_eq!(decide(holder, "a", stale, stands_by), expected);
+        check(None, false, true, Move::Take);
+        check(Some(""), false, true, Move::Take);
+        check(Some("b"), false, true, Move::Nothing);
+        check(Some("b"), true, true, Move::Take);
+        check(Some("b"), true, false, Move::Nothing);
+        check(Some("a"), true, false, Move::Hold);
+    }
+
+    #[test]
+    fn only_addresses_of_the_list_are_announced() {
+        let service = |spec: Value, status: Value| Arc::new(serde_json::from_value(json!({"spec": spec, "status": status})).unwrap());
+        let services = [
+            service(json!({"externalIPs": ["10.0.0.40", "10.0.0.1"]}), json!({})),
+            service(json!({}), json!({"loadBalancer": {"ingress": [{"ip": "10.0.0.41"}, {"hostname": "x"}]}})),
+        ];
+        let ranges = range("10.0.0.40-10.0.0.49").unwrap().into_iter().collect();
+        assert_eq!(wanted(&services, &ranges), ["10.0.0.40", "10.0.0.41"].map(|text| text.parse().unwrap()).into());
+    }
+
+    #[test]
+    fn a_few_ready_workers_stand_by() {
+        let node = |name: &str, ready: &str, taints: Value| {
+            let status = json!({"conditions": [{"type": "Ready", "status": ready}]});
+            Arc::new(
+                serde_json::from_value::<Node>(json!({"metadata": {"name": name}, "spec": {"taints": taints}, "status": status})).unwrap(),
+            )
+        };
+        let control = node("control-1", "True", json!([{"key": "node-role.kubernetes.io/control-plane", "effect": "NoSchedule"}]));
+        let mut nodes = vec![control.clone(), node("gone", "Unknown", json!([]))];
+        let address = Ipv4Addr::new(10, 0, 0, 40);
+        assert_eq!(stand_by(&nodes, address), ["control-1"], "without workers, everybody serves");
+        nodes.extend((1..=9).map(|number| node(&format!("worker-{number}"), "True", json!([]))));
+        let some = stand_by(&nodes, address);
+        assert_eq!(some.len(), STAND_BY);
+        assert!(some.iter().all(|name| name.starts_with("worker-")), "{some:?}");
+        assert_ne!(some, stand_by(&nodes, Ipv4Addr::new(10, 0, 0, 41)), "another address, another order");
+    }
+
+    #[test]
+    fn the_neighbours_learn_the_new_place_of_an_address() {
+        in_own_namespace(async {
+            sh("ip link add v0 address 02:00:00:00:00:07 type veth peer name v1");
+            sh(
+                "ip netns add kprov-announce-test && ip link set v1 netns kprov-announce-test && ip -n kprov-announce-test addr add 10.88.0.1/24 dev v1 && ip -n kprov-announce-test link set v1 up",
+            );
+            sh("ip address add 10.88.0.11/24 dev v0; ip link set v0 up");
+            sh("ip -n kprov-announce-test neigh replace 10.88.0.40 lladdr 02:00:00:00:00:99 dev v1 nud stale");
+            let link = Link::of("10.88.0.11".parse().unwrap()).await.expect("the link");
+            let address = Ipv4Addr::new(10, 88, 0, 40);
+            link.add(address).await.expect("added");
+            link.add(address).await.expect("twice is once");
+            assert_eq!(link.addresses().await.expect("listed"), [address].into());
+            link.announce(address).expect("sent");
+            let mut shown = String::new();
+            for _ in 0..100 {
+                shown = sh("ip -n kprov-announce-test neigh show 10.88.0.40");
+                if shown.contains("02:00:00:00:00:07") {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            sh("ip netns delete kprov-announce-test");
+            assert!(shown.contains("02:00:00:00:00:07"), "{shown}");
+            link.drop(address).await;
+            assert!(link.addresses().await.expect("listed").is_empty());
+        });
+    }
+}
