@@ -434,8 +434,10 @@ fn get<T: for<'a> Deserialize<'a>>(path: &str) -> T {
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("{path}: {error}: {text}"))
 }
 
+/// Whatever is told may be told twice.
 fn post(path: &str, body: &str) {
-    if let Err(error) = ask(CONTROL, "POST", path, body) {
-        eprintln!("moto's control port: {error}");
+    let told = (0..3).any(|_| ask(CONTROL, "POST", path, body).is_ok());
+    if !told {
+        eprintln!("moto's control port does not take {path}");
     }
 }

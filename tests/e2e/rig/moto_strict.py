@@ -783,6 +783,8 @@ def serve(port, control_port, auto):
     rig.auto = auto
     server = make_server("127.0.0.1", port, one_at_a_time, threaded=True, request_handler=Quiet)
     Control.port = server.server_port
+    # A hundred machines may be ready at once.
+    ThreadingHTTPServer.request_queue_size = 256
     control = ThreadingHTTPServer(("127.0.0.1", control_port), Control)
     for one in (server, control):
         threading.Thread(target=one.serve_forever, daemon=True).start()
