@@ -20,7 +20,7 @@ use crate::orchestrator::config::ServerConfig;
 use crate::orchestrator::controllers::Informers;
 use crate::orchestrator::controllers::service_load_balancer::{self, Wanted};
 use crate::providers::resources::{LOAD_BALANCER, ListenerSpec, LoadBalancerSpec};
-use crate::providers::{self, Context, Provider};
+use crate::providers::{self, Context, Delivery, Provider};
 use crate::remote::Ssh;
 use k8s_openapi::api::core::v1::{Node, Service};
 use serde_json::{Value, json};
@@ -145,6 +145,16 @@ impl Keeper {
         }
     }
 
+    /// Load balancers whose packets arrive with their own address: nodes must know it.
+    fn delivered(&self, observed: &[Observed]) -> Value {
+        if self.provider.delivery() == Delivery::NodePort {
+            return json!([]);
+        }
+        let ours = balancers(observed).into_iter().filter(|(name, _)| !name.starts_with("svc-"));
+        let known = ours.filter_map(|(name, address)| Some(json!({"name": name, "address": address?.parse::<std::net::IpAddr>().ok()?})));
+        Value::Array(known.collect())
+    }
+
     /// Writes what this round saw into the Blueprint's status, when that says anything new.
     async fn report(&self, object: &BlueprintObject, blueprint: &Blueprint, ended: &Step) {
         let nodes = self.informers.nodes.list();
@@ -160,6 +170,7 @@ impl Keeper {
             "readyMachines": ready,
             "doing": doing,
             "failed": failed,
+            "loadBalancers": self.delivered(&ended.observed),
             "conditions": conditions(object, settled, &message),
         });
         if object.status.as_ref().is_some_and(|kept| says_already(kept, &status)) {

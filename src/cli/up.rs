@@ -67,7 +67,10 @@ async fn bring_up(args: &Args, loaded: &Loaded, session: &mut Session, deadline:
         }
         world.check(&plan).await?;
         let observed = match session.writer().await? {
-            Writer::Inside(_) => hand_to_loop(session, blueprint, &progress).await?,
+            Writer::Inside(_) => {
+                world.provider.prepare(&world.desired).await?;
+                hand_to_loop(session, blueprint, &progress).await?
+            }
             Writer::Us(ours) => {
                 let observed = world.converge(ours.epoch, deadline, &progress).await?;
                 session.hand_over(&ours).await?;

@@ -109,6 +109,12 @@ pub trait Provider: Door {
     /// Credentials, quota, names, sizes, host abilities: everything that can be known before the first create. All problems at once.
     async fn check(&self, resources: &[Resource]) -> Result<()>;
 
+    /// What only the operator can do before the loop inside carries out a wish: letting it into machines that it cannot reach by itself.
+    async fn prepare(&self, resources: &[Resource]) -> Result<()> {
+        let _ = resources;
+        Ok(())
+    }
+
     /// Where the writer's epoch of this cluster is kept.
     fn epochs(&self) -> &dyn EpochStore;
 

@@ -26,6 +26,8 @@ use tokio::sync::{Mutex, Semaphore};
 const HANDSHAKES: usize = 32;
 /// Behind another host nobody knows how far it is: far enough to compress what is sent.
 const FAR: Duration = Duration::from_millis(20);
+/// Two lost packets; a host that takes longer counts as silent for a look.
+const GLANCE: Duration = Duration::from_secs(4);
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// For keys that appear just after sshd did.
@@ -149,7 +151,7 @@ impl Ssh {
             return Ok(connection);
         }
         self.know(target).map_err(|error| (Class::Other, error.chain()))?;
-        let connection = self.try_once(target, Duration::from_secs(u64::from(config::CONNECT_SECONDS))).await?;
+        let connection = self.try_once(target, GLANCE).await?;
         *slot = Some((target.clone(), connection.clone()));
         Ok(connection)
     }

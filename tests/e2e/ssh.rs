@@ -2,6 +2,9 @@
 
 use crate::harness::text;
 use crate::rig::hosts::Hosts;
+use kprov::engine::Cluster;
+use kprov::providers::ssh::Machines;
+use kprov::providers::{Provider, conformance};
 use serde_json::Value;
 
 fn json(text: &str) -> Value {
@@ -35,6 +38,10 @@ fn hosts_become_a_serving_cluster_and_are_left_as_they_were() {
     let file = blueprint.to_str().expect("path");
     let up = json(&hosts.ok(&["up", file, "--yes", "-o", "json"]));
     assert_eq!(up["cluster"], hosts.name.as_str());
+    let address = up["loadBalancers"][0]["address"].as_str().expect("the load balancer's address").to_string();
+    assert_eq!(address, "10.99.0.12", "without free addresses it is the first worker's own");
+    let answer = hosts.http_get(&format!("{address}:80"), "/").expect("the load balancer answers as soon as up has ended");
+    assert!(answer.contains("Hello from web-"), "{answer}");
     let nodes = hosts.kubectl_ok(&["get", "nodes", "--no-headers"]);
     assert_eq!(nodes.lines().filter(|line| line.contains(" Ready ")).count(), 3, "{nodes}");
     let pods = hosts.kubectl_ok(&["get", "pods", "-n", "shop", "--no-headers"]);
@@ -43,6 +50,27 @@ fn hosts_become_a_serving_cluster_and_are_left_as_they_were() {
     assert_eq!(again.status.code(), Some(0), "plan after up is empty: {}", text(&again));
     hosts.ok(&["down", &hosts.name, "--yes"]);
     assert_same(&before, &hosts.inventories());
+}
+
+#[test]
+fn the_loop_inside_claims_a_host_that_was_listed_later_and_gives_it_back() {
+    let mut hosts = Hosts::new("grows");
+    hosts.root(51);
+    hosts.root(52);
+    let file = hosts.example(1, "");
+    hosts.ok(&["up", file.to_str().expect("path"), "--yes"]);
+    hosts.sudo(53);
+    let before = hosts.inventory("host-53");
+    let file = hosts.example(2, "");
+    let file = file.to_str().expect("path");
+    hosts.ok(&["up", file, "--yes"]);
+    let nodes = hosts.kubectl_ok(&["get", "nodes", "--no-headers"]);
+    assert_eq!(nodes.lines().filter(|line| line.contains(" Ready ")).count(), 3, "{nodes}");
+    let file = hosts.example(1, "");
+    hosts.ok(&["up", file.to_str().expect("path"), "--yes"]);
+    hosts.kubectl_ok(&["wait", "--for=delete", "node/worker-2", "--timeout=60s"]);
+    hosts.until(|| hosts.inventory("host-53") == before);
+    hosts.ok(&["down", file.to_str().expect("path"), "--yes"]);
 }
 
 #[test]
@@ -125,4 +153,72 @@ fn an_up_that_was_killed_is_continued_or_taken_away_by_the_next_command() {
         hosts.ok(&["down", file, "--yes"]);
         assert_same(&before, &hosts.inventories());
     }
+}
+
+#[test]
+fn a_load_balancers_address_moves_to_another_machine_when_its_own_dies() {
+    let hosts = three_hosts("moves");
+    let before = hosts.inventories();
+    let file = hosts.example(2, "      addresses: [10.99.0.200-10.99.0.209]\n");
+    let file = file.to_str().expect("path");
+    let up = json(&hosts.ok(&["up", file, "--yes", "-o", "json"]));
+    assert_eq!(up["loadBalancers"][0]["address"], "10.99.0.200");
+    let has = |host: &str| {
+        String::from_utf8_lossy(&hosts.machines.inside(host, "ip -4 -o addr show to 10.99.0.200").stdout).contains("10.99.0.200")
+    };
+    let holders: Vec<&str> = ["host-11", "host-12", "host-13"].into_iter().filter(|host| has(host)).collect();
+    assert_eq!(holders.len(), 1, "one machine has it: {holders:?}");
+    hosts.kubectl_ok(&[
+        "expose",
+        "deployment",
+        "web",
+        "-n",
+        "shop",
+        "--name=public",
+        "--type=LoadBalancer",
+        "--port=8081",
+        "--target-port=8080",
+    ]);
+    let ingress = "jsonpath={.status.loadBalancer.ingress[0].ip}";
+    hosts.kubectl_ok(&["wait", "service/public", "-n", "shop", &format!("--for={ingress}"), "--timeout=60s"]);
+    assert_eq!(hosts.kubectl_ok(&["get", "service", "public", "-n", "shop", "-o", ingress]), "10.99.0.201");
+    hosts.kubectl_ok(&["delete", "service", "public", "-n", "shop", "--timeout=60s"]);
+
+    // Its agent alone dies: the machine goes on serving what it knows, and the other takes the address.
+    let agent = "for p in /proc/[0-9]*; do tr '\\0' ' ' <$p/cmdline 2>/dev/null | grep -q '^/usr/local/bin/kprov agent' && kill -STOP ${p#/proc/}; done; true";
+    hosts.machines.inside(holders[0], agent);
+    let begin = std::time::Instant::now();
+    let other = ["host-12", "host-13"].into_iter().find(|host| *host != holders[0]).expect("another worker");
+    while !has(other) {
+        assert!(begin.elapsed().as_secs() < 20, "the address did not move");
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    eprintln!("the address moved within {:?}", begin.elapsed());
+    let answer = hosts.http_get("10.99.0.200:80", "/").expect("it answers from its new place");
+    assert!(answer.contains("Hello from web-"), "{answer}");
+    hosts.machines.inside(holders[0], &agent.replace("STOP", "CONT"));
+    hosts.ok(&["down", file, "--yes"]);
+    assert_same(&before, &hosts.inventories());
+}
+
+#[test]
+fn own_machines_conform() {
+    let mut hosts = Hosts::new("conform");
+    hosts.root(61);
+    hosts.sudo(62);
+    let before = hosts.inventories();
+    let cluster = |name: &str| Cluster { name: name.into(), uid: uuid::Uuid::new_v4().to_string() };
+    let (a, b) = (cluster("a"), cluster("b"));
+    let settings = |cluster: &Cluster| hosts.settings(usize::from(cluster.name == "b"));
+    hosts.run(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(async {
+            let make = async |cluster: &Cluster| Machines::connect(&settings(cluster), cluster).expect("a provider");
+            conformance::run(make, &a, &b, "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIKdQWpBvSWcYVcPxTlRBJpTWRCCHbcc7eGLdpd9YBbVo test").await;
+            for cluster in [&a, &b] {
+                assert_eq!(make(cluster).await.leftovers().await, Vec::<String>::new());
+            }
+        });
+    });
+    assert_same(&before, &hosts.inventories());
 }

@@ -4,7 +4,7 @@ use super::hosts::Host;
 use super::record::{Claim, Record};
 use super::world::World;
 use super::{Machines, balance};
-use crate::engine::{Action, Id, Inputs, MACHINE, Observed, Phase, Progress, Request, Verb};
+use crate::engine::{Action, Id, Inputs, MACHINE, Observed, Phase, Progress, Request, Resource, Verb};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::providers::resources::{LOAD_BALANCER, NETWORK};
 use k8s_openapi::jiff::Timestamp;
@@ -65,13 +65,16 @@ impl Machines {
         if let Some(other) = held.filter(|held| held.handle != place && request.verb == Verb::Create) {
             return Err(Error::conflict(format!("could not claim {place} as {}: it is on {}", request.id, other.handle)));
         }
-        let host = self.host(place).await?;
-        progress("claiming the host");
-        let look = self.hosts.look(&[]).await.into_iter().find(|look| look.place == place);
-        let record = Record {
-            reach: look.as_ref().and_then(|look| look.reach.clone()),
-            ..World::first(&request.id, request.generation, &request.token, spec)
+        let host = match self.hosts.find(place).await {
+            Some(host) => host,
+            None => self.recorded(world, &request.id)?,
         };
+        progress("claiming the host");
+        let look = self.hosts.look_at(place.into(), Ok(host.clone())).await;
+        if let Err(why) = &look.seen {
+            return Err(Error::transient(format!("could not claim {place}: it does not answer: {why}")));
+        }
+        let record = Record { reach: look.reach.clone(), ..World::first(&request.id, request.generation, &request.token, spec) };
         self.put(world, &record, "").await?;
         let claim = Claim {
             cluster_uid: self.cluster.uid.clone(),
@@ -90,9 +93,25 @@ impl Machines {
             return Err(taken(place, theirs));
         }
         let needs = vec![Id::new(NETWORK, &self.cluster.name)];
-        let outputs = look.map(|look| look.outputs).unwrap_or_default();
         let (id, handle, generation) = (request.id.clone(), place.to_string(), request.generation);
-        Ok(Some(Observed { id, handle, generation, phase: Phase::Ready, spec: spec.clone(), outputs, needs }))
+        Ok(Some(Observed { id, handle, generation, phase: Phase::Ready, spec: spec.clone(), outputs: look.outputs, needs }))
+    }
+
+    /// The loop's key for the hosts that it is about to claim, and how it reaches them.
+    pub(super) async fn let_loop_in(&self, resources: &[Resource]) -> Result<()> {
+        let world = self.world().await?;
+        let machines = resources.iter().filter(|resource| resource.id.kind == MACHINE && world.thing(&resource.id).is_none());
+        for machine in machines {
+            let place = machine.spec["host"].as_str().unwrap_or_default();
+            let host = self.host(place).await?;
+            let look = self.hosts.look_at(place.into(), Ok(host.clone())).await;
+            let token = crate::engine::token(&self.cluster.uid, &machine.id, 1);
+            // On record first: whatever is let in here is found again and taken away.
+            self.put(&world, &Record { reach: look.reach, ..World::first(&machine.id, 1, &token, &machine.spec) }, "").await?;
+            let line = self.key_line(machine.spec["sshPublicKey"].as_str().unwrap_or_default());
+            self.hosts.order(&host, "admit the cluster's key to", &["admit", &self.cluster.uid, &host.target.ssh_user, &line]).await?;
+        }
+        Ok(())
     }
 
     /// What kprov installed goes first, the claim after it, the record last.

@@ -4,20 +4,23 @@ use super::access::{self, Access, alias};
 use super::record::{Reach, Seen, lines};
 use super::wish::place;
 use super::world::Look;
-use crate::blueprint::providers::SshHost;
+use crate::blueprint::providers::{Ssh as Section, SshHost};
 use crate::error::{Error, Kind, Result};
 use crate::remote::failure::Class;
 use crate::remote::{self, Connection, Ssh, Target};
 use futures::future::join_all;
+use parking_lot::Mutex;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::OnceCell;
 
 const SCRIPT: &str = include_str!("../../../templates/host.sh");
+/// A host that was silent is not asked again for this long.
+const SILENT: Duration = Duration::from_secs(10);
 /// A look reads a few files.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(20);
 /// Pods get their time to end when a host is released.
@@ -27,6 +30,10 @@ const EFFECT_TIMEOUT: Duration = Duration::from_secs(300);
 pub struct Hosts {
     ssh: Ssh,
     way: Way,
+    /// Hosts that did not answer a moment ago: a command looks several times, and each would wait again.
+    silent: Mutex<HashMap<String, (Instant, Silence)>>,
+    /// Free addresses that the machines announce themselves.
+    pub addresses: Vec<String>,
 }
 
 enum Way {
@@ -60,13 +67,13 @@ impl Silence {
 }
 
 impl Hosts {
-    pub fn of_operator(folder: &Path, hosts: Vec<SshHost>) -> Result<Hosts> {
-        let hosts = hosts.into_iter().map(|host| (host, OnceCell::new())).collect();
-        Ok(Hosts { ssh: Ssh::without_key(folder)?, way: Way::Operator(hosts) })
+    pub fn of_operator(folder: &Path, section: Section) -> Result<Hosts> {
+        let hosts = section.hosts.into_iter().map(|host| (host, OnceCell::new())).collect();
+        Ok(Hosts { ssh: Ssh::without_key(folder)?, way: Way::Operator(hosts), silent: Mutex::default(), addresses: section.addresses })
     }
 
-    pub fn of_loop(folder: &Path, hosts: Vec<Reach>) -> Result<Hosts> {
-        Ok(Hosts { ssh: Ssh::without_key(folder)?, way: Way::Loop(hosts) })
+    pub fn of_loop(folder: &Path, hosts: Vec<Reach>, addresses: Vec<String>) -> Result<Hosts> {
+        Ok(Hosts { ssh: Ssh::without_key(folder)?, way: Way::Loop(hosts), silent: Mutex::default(), addresses })
     }
 
     pub fn keep_key(&self, private: &str) -> Result<()> {
@@ -81,6 +88,14 @@ impl Hosts {
         }
     }
 
+    /// As the operator listed them.
+    pub fn listed(&self) -> Vec<SshHost> {
+        match &self.way {
+            Way::Operator(hosts) => hosts.iter().map(|(host, _)| host.clone()).collect(),
+            Way::Loop(_) => Vec::new(),
+        }
+    }
+
     pub async fn find(&self, place: &str) -> Option<Host> {
         self.all().await.into_iter().find(|(theirs, _)| theirs == place).and_then(|(_, host)| host.ok())
     }
@@ -88,16 +103,23 @@ impl Hosts {
     /// Where records begin when there are none.
     pub fn first_keeper(&self) -> Option<String> {
         match &self.way {
-            Way::Operator(hosts) => {
-                let hosts: Vec<SshHost> = hosts.iter().map(|(host, _)| host.clone()).collect();
-                super::wish::first_keeper(&hosts).map(place)
-            }
+            Way::Operator(_) => super::wish::first_keeper(&self.listed()).map(place),
             Way::Loop(hosts) => hosts.first().map(|reach| reach.place.clone()),
         }
     }
 
     pub async fn connect(&self, host: &Host) -> Result<Connection, Silence> {
-        self.ssh.glance(&host.target).await.map_err(|(class, text)| Silence { class, text })
+        if let Some((at, silence)) = self.silent.lock().get(&host.place)
+            && at.elapsed() < SILENT
+        {
+            return Err(silence.clone());
+        }
+        let connection = self.ssh.glance(&host.target).await.map_err(|(class, text)| Silence { class, text });
+        match &connection {
+            Ok(_) => drop(self.silent.lock().remove(&host.place)),
+            Err(silence) => drop(self.silent.lock().insert(host.place.clone(), (Instant::now(), silence.clone()))),
+        }
+        connection
     }
 
     /// All at once; nobody waits for a silent one longer than for its handshake.
@@ -107,19 +129,25 @@ impl Hosts {
         join_all(hosts.into_iter().map(|(place, host)| self.look_at(place, host))).await
     }
 
-    async fn look_at(&self, place: String, host: Result<Host, Silence>) -> Look {
+    pub async fn look_at(&self, place: String, host: Result<Host, Silence>) -> Look {
         let host = match host {
             Ok(host) => host,
             Err(silence) => return Look { place, seen: Err(silence.short()), outputs: json!({}), reach: None },
         };
         match self.see(&host).await {
             Ok(seen) => {
-                let outputs = outputs(&host, &seen);
+                let outputs = self.outputs(&host, &seen);
                 let reach = reach(&host, &outputs);
                 Look { place, seen: Ok(seen), outputs, reach: Some(reach) }
             }
-            Err(why) => Look { place, seen: Err(why), outputs: outputs(&host, &Seen::default()), reach: None },
+            Err(why) => Look { place, seen: Err(why), outputs: self.outputs(&host, &Seen::default()), reach: None },
         }
+    }
+
+    fn outputs(&self, host: &Host, seen: &Seen) -> Value {
+        let mut outputs = outputs(host, seen);
+        outputs["announce"] = json!(self.addresses);
+        outputs
     }
 
     pub async fn see(&self, host: &Host) -> Result<Seen, String> {

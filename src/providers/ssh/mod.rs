@@ -48,12 +48,14 @@ pub struct Machines {
 struct Credentials {
     cluster: Cluster,
     hosts: Vec<Reach>,
+    #[serde(default)]
+    addresses: Vec<String>,
 }
 
 impl Machines {
     pub fn connect(settings: &Settings, cluster: &Cluster) -> Result<Machines> {
         let section: Section = settings.own()?;
-        let hosts = Hosts::of_operator(&paths::home(), section.hosts)?;
+        let hosts = Hosts::of_operator(&paths::home(), section)?;
         Ok(Machines { cluster: cluster.clone(), hosts, keeper: Mutex::default(), credentials: None })
     }
 
@@ -61,7 +63,7 @@ impl Machines {
     pub fn from_credentials(credentials: &Value) -> Result<Machines> {
         let credentials: Credentials =
             serde_json::from_value(credentials.clone()).or_fail(Kind::Input, || "could not read how the hosts are reached")?;
-        let hosts = Hosts::of_loop(Path::new(paths::DATA), credentials.hosts.clone())?;
+        let hosts = Hosts::of_loop(Path::new(paths::DATA), credentials.hosts.clone(), credentials.addresses.clone())?;
         Ok(Machines { cluster: credentials.cluster.clone(), hosts, keeper: Mutex::default(), credentials: Some(credentials) })
     }
 
@@ -91,7 +93,7 @@ pub async fn clusters(settings: &Settings) -> Result<Vec<Cluster>> {
     if section.hosts.is_empty() {
         return Ok(Vec::new());
     }
-    let looks = Hosts::of_operator(&paths::home(), section.hosts)?.look(&[]).await;
+    let looks = Hosts::of_operator(&paths::home(), section)?.look(&[]).await;
     let found = looks.iter().filter_map(|look| look.seen.as_ref().ok()).flat_map(|seen| seen.clusters());
     let found: BTreeMap<String, Cluster> = found.map(|cluster| (cluster.uid.clone(), cluster)).collect();
     Ok(found.into_values().collect())
@@ -129,7 +131,9 @@ impl Provider for Machines {
     async fn resources(&self, blueprint: &Blueprint, context: &Context) -> Result<Vec<Resource>> {
         let world = self.world().await?;
         let mut all = resources::expand(blueprint, context)?;
-        let places = wish::assign(blueprint, &world.held())?;
+        // The loop's wish is the blueprint inside, which the operator may have changed since; without a list of its own, ours.
+        let listed = Some(&blueprint.spec.providers.ssh.hosts).filter(|hosts| !hosts.is_empty()).cloned();
+        let places = wish::assign(blueprint, &listed.unwrap_or_else(|| self.hosts.listed()), &world.held())?;
         for machine in all.iter_mut().filter(|resource| resource.id.kind == MACHINE) {
             let place = places.get(&machine.id.name).cloned().unwrap_or_default();
             machine.summary = format!("{place}, at least {}", machine.summary);
@@ -146,6 +150,10 @@ impl Provider for Machines {
 
     async fn check(&self, resources: &[Resource]) -> Result<()> {
         self.preflight(resources).await
+    }
+
+    async fn prepare(&self, resources: &[Resource]) -> Result<()> {
+        self.let_loop_in(resources).await
     }
 
     fn epochs(&self) -> &dyn EpochStore {
@@ -171,7 +179,8 @@ impl Provider for Machines {
             Some(credentials) => credentials.clone(),
             None => {
                 let looks = self.hosts.look(&[]).await;
-                Credentials { cluster: self.cluster.clone(), hosts: looks.into_iter().filter_map(|look| look.reach).collect() }
+                let hosts = looks.into_iter().filter_map(|look| look.reach).collect();
+                Credentials { cluster: self.cluster.clone(), hosts, addresses: self.hosts.addresses.clone() }
             }
         };
         serde_json::to_value(credentials).or_fail(Kind::Internal, || "could not write credentials")

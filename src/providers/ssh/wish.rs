@@ -22,8 +22,7 @@ struct Wanted<'a> {
 
 /// A place per machine. A machine keeps the host it has; then hosts named for a group go first, those for a role next, the others last,
 /// each in the order of the list.
-pub fn assign(blueprint: &Blueprint, held: &BTreeMap<String, String>) -> Result<BTreeMap<String, String>> {
-    let hosts = &blueprint.spec.providers.ssh.hosts;
+pub fn assign(blueprint: &Blueprint, hosts: &[SshHost], held: &BTreeMap<String, String>) -> Result<BTreeMap<String, String>> {
     let listed: BTreeSet<String> = hosts.iter().map(place).collect();
     let groups = blueprint.spec.machines.iter();
     let wanted: Vec<Wanted<'_>> = groups
@@ -87,7 +86,7 @@ mod tests {
         }))
         .unwrap();
         let held = held.iter().map(|(machine, place)| (machine.to_string(), place.to_string())).collect();
-        let places = assign(&blueprint, &held).unwrap_or_default();
+        let places = assign(&blueprint, &blueprint.spec.providers.ssh.hosts, &held).unwrap_or_default();
         assert_eq!(places.iter().map(|(machine, place)| (machine.as_str(), place.as_str())).collect::<Vec<_>>(), expected, "{hosts}");
     }
 

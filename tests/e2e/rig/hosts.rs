@@ -3,6 +3,8 @@
 use super::machines::{Machines, Spec};
 use super::namespace::{BRIDGE, Namespace};
 use crate::harness::{binary, require_root, text};
+use kprov::blueprint::ProviderName;
+use kprov::providers::Settings;
 use std::io::{BufRead, BufReader};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -99,6 +101,19 @@ impl Hosts {
         self.hosts.iter().map(line).collect()
     }
 
+    /// What the provider is told of one of them.
+    pub fn settings(&self, index: usize) -> Settings {
+        let host = &self.hosts[index];
+        let own =
+            serde_json::json!({"hosts": [{"address": host.address, "user": host.user, "key": self.path("key"), "hostKey": host.key}]});
+        Settings { provider: ProviderName::Ssh, location: None, own }
+    }
+
+    /// Runs `work` where the hosts are reached.
+    pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        self.namespace.run(work)
+    }
+
     /// The repository's example with these hosts in it.
     pub fn example(&self, workers: usize, more: &str) -> PathBuf {
         let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("blueprints");
@@ -157,13 +172,22 @@ impl Hosts {
     /// Everything of a host that kprov could have changed: files, mounts, processes, links, addresses, routes, rules, control groups.
     pub fn inventory(&self, host: &str) -> String {
         let look = "find / -xdev -newer /etc/machine-id \\( -path /proc -o -path /sys -o -path /dev -o -path /var/log -o -path /var/lib/cloud \\) -prune -o -type f -print | sort
-            find /etc/kprov /var/lib/kprov /var/lib/containerd /run /etc/cni /etc/containerd /root /home /usr/local 2>/dev/null | grep -v /run/sshd | sort
+            find /etc/kprov /var/lib/kprov /var/lib/containerd /run /etc/cni /etc/containerd /root /home /usr/local 2>/dev/null | grep -v -e /run/sshd -e /run/sudo | sort
             cut -d' ' -f5 /proc/self/mountinfo | sort
             ps -eo args= | grep -v -e '^ps ' -e '^sh -c' -e '^sshd: ' -e '^sort' -e '^grep' -e '^find' | sort
             ip -o link | cut -d: -f2 | sed 's/@.*//'; ip -o -4 addr | sed 's/  */ /g' | cut -d' ' -f2-4; ip route
             nft list tables; find /sys/fs/cgroup -type d -name '*kp*'; cat /root/.ssh/authorized_keys /home/*/.ssh/authorized_keys 2>/dev/null";
         let output = self.machines.inside(host, look);
         String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// For what nobody tells: the loop inside does it when it comes to it.
+    pub fn until(&self, is_so: impl Fn() -> bool) {
+        let begin = std::time::Instant::now();
+        while !is_so() {
+            assert!(begin.elapsed().as_secs() < 60, "it did not come to be");
+            std::thread::sleep(std::time::Duration::from_millis(200));
+        }
     }
 
     pub fn inventories(&self) -> Vec<String> {

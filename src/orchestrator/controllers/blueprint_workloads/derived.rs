@@ -5,6 +5,7 @@ use crate::blueprint::Spec;
 use crate::orchestrator::client::Object;
 use k8s_openapi::api::core::v1::{Service, ServicePort};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 pub const BLUEPRINT: &str = "kprov.dev/blueprint";
@@ -19,7 +20,13 @@ pub fn storage_class(blueprint: &str, filesystem: &str) -> Value {
 }
 
 /// One Service per listener at the node port that the provider's load balancers send to; and what cannot be made yet, and why.
-pub fn node_ports(blueprint: &str, spec: &Spec, service: impl Fn(&str, &str) -> Option<Arc<Service>>) -> (Vec<Value>, Vec<String>) {
+/// `delivered` are the load balancers whose packets arrive with their own address and port, by name.
+pub fn node_ports(
+    blueprint: &str,
+    spec: &Spec,
+    delivered: &BTreeMap<String, String>,
+    service: impl Fn(&str, &str) -> Option<Arc<Service>>,
+) -> (Vec<Value>, Vec<String>) {
     let (mut made, mut missing) = (Vec::new(), Vec::new());
     for (balancer, listener, node_port) in spec.node_ports() {
         let shown = format!("load balancer {} port {}", balancer.name, listener.port);
@@ -42,7 +49,7 @@ pub fn node_ports(blueprint: &str, spec: &Spec, service: impl Fn(&str, &str) -> 
             continue;
         }
         let affinity = spec.session_affinity.unwrap_or_else(|| "None".into());
-        made.push(json!({
+        let mut service = json!({
             "apiVersion": "v1", "kind": "Service",
             "metadata": {
                 "name": name_of(&balancer.name, listener.port), "namespace": namespace,
@@ -52,7 +59,16 @@ pub fn node_ports(blueprint: &str, spec: &Spec, service: impl Fn(&str, &str) -> 
                 "type": "NodePort", "selector": spec.selector, "sessionAffinity": affinity,
                 "ports": [node_port_of(port, node_port)],
             },
-        }));
+        });
+        if let Some(address) = delivered.get(&balancer.name) {
+            let shown = &mut service["spec"]["ports"][0];
+            if shown["targetPort"].is_null() {
+                shown["targetPort"] = json!(port.port);
+            }
+            shown["port"] = json!(listener.port);
+            service["spec"]["externalIPs"] = json!([address]);
+        }
+        made.push(service);
     }
     (made, missing)
 }
@@ -82,14 +98,16 @@ mod tests {
         }))
         .unwrap();
         let web = json!({"metadata": {"name": "web"}, "spec": {"selector": {"app": "web"}, "ports": [{"port": 80, "targetPort": "http"}]}});
-        let (made, missing) =
-            node_ports("shop", &spec, |_, name| (name == "web").then(|| Arc::new(serde_json::from_value(web.clone()).unwrap())));
+        let (made, missing) = node_ports("shop", &spec, &BTreeMap::new(), |_, name| {
+            (name == "web").then(|| Arc::new(serde_json::from_value(web.clone()).unwrap()))
+        });
         assert_eq!(made.len(), 1);
         assert_eq!(
             made[0]["spec"]["ports"],
             json!([{"name": "listener", "port": 80, "protocol": "TCP", "nodePort": 32000, "targetPort": "http"}])
         );
         assert_eq!(made[0]["spec"]["selector"], json!({"app": "web"}));
+        assert_eq!(made[0]["spec"]["externalIPs"], Value::Null);
         assert_eq!(made[0]["metadata"]["labels"], json!({BLUEPRINT: "shop", LOAD_BALANCER: "web"}));
         assert_eq!(
             missing,
@@ -98,5 +116,11 @@ mod tests {
                 "load balancer web port 81: the service shop/web has no port 9"
             ]
         );
+        let mut spec = spec;
+        spec.load_balancers[0].listeners = vec![serde_json::from_value(json!({"port": 8080, "service": "shop/web"})).unwrap()];
+        let delivered = BTreeMap::from([("web".to_string(), "10.0.0.40".to_string())]);
+        let (made, _) = node_ports("shop", &spec, &delivered, |_, _| Some(Arc::new(serde_json::from_value(web.clone()).unwrap())));
+        assert_eq!(made[0]["spec"]["externalIPs"], json!(["10.0.0.40"]));
+        assert_eq!(made[0]["spec"]["ports"][0]["port"], 8080, "packets come with the listener's port");
     }
 }

@@ -84,7 +84,8 @@ impl Workloads {
         let whole = self.done.lock().get(&key.name) != Some(&mark);
 
         let services = &self.informers.services;
-        let (ports, missing) = node_ports(&key.name, &blueprint.spec, |namespace, name| services.get(namespace, name));
+        let (ports, missing) =
+            node_ports(&key.name, &blueprint.spec, &delivered(&blueprint), |namespace, name| services.get(namespace, name));
         let mut troubles = Vec::new();
         let mut objects: BTreeMap<Place, (Value, &'static KindRow)> = BTreeMap::new();
         let classes = blueprint.spec.filesystems.iter().map(|filesystem| storage_class(&key.name, &filesystem.name));
@@ -156,6 +157,13 @@ impl Workloads {
             outcome => Ok(outcome.map(drop)?),
         }
     }
+}
+
+/// What the infrastructure loop says of load balancers whose packets keep their address on the way.
+fn delivered(blueprint: &BlueprintObject) -> BTreeMap<String, String> {
+    let told = blueprint.status.as_ref().and_then(|status| status["loadBalancers"].as_array());
+    let one = |balancer: &Value| Some((balancer["name"].as_str()?.to_string(), balancer["address"].as_str()?.to_string()));
+    told.into_iter().flatten().filter_map(one).collect()
 }
 
 /// The object with the label by which it is found again, and the namespace it goes to.
