@@ -70,6 +70,7 @@ fn words(host: &Node, path: &str, report: &mut dyn Report) {
     word("user", &is_user, "a user's name", "for instance root or debian");
     word("jump", &|text| jump(text).is_some(), "a host to go through", "write user@host:port, for instance admin@bastion.example.com");
     word("hostKey", &is_host_key, "a public host key", "one line of `ssh-keyscan`, without the name: ssh-ed25519 AAAA...");
+    word("jumpHostKey", &is_host_key, "a public host key", "one line of `ssh-keyscan`, without the name: ssh-ed25519 AAAA...");
     word("fingerprint", &is_fingerprint, "a host key's fingerprint", "as `ssh-keygen -lf` prints it: SHA256:...");
     word("key", &is_path, "a path that ssh can be told", "letters, digits and /._-~+@ only");
     word("privateAddress", &|text| text.parse::<IpAddr>().is_ok(), "an IP address", "for instance 10.0.0.5");

@@ -101,6 +101,9 @@ pub struct SshHost {
     /// A host to go through: user@host:port.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub jump: Option<String>,
+    /// The public host key of the host to go through; else your known_hosts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jump_host_key: Option<String>,
     /// The machine's public host key, `ssh-ed25519 AAAA...`; else a fingerprint, else your known_hosts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_key: Option<String>,

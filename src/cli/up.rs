@@ -120,7 +120,9 @@ async fn serve(session: &Session, loaded: &Loaded, deadline: Instant, progress: 
     until_served(&watch, &loaded.blueprint, &machines, deadline, &|text| progress.waiting(text)).await?;
     let observed = session.observe_provider().await?;
     until_resolving(&session.ssh()?, &observed).await?;
-    for (address, port, name) in endpoints(&observed) {
+    // What is served behind a host that one goes through is asked for by those inside.
+    let reachable: Vec<Observed> = observed.iter().filter(|thing| thing.outputs["inside"] != true).cloned().collect();
+    for (address, port, name) in endpoints(&reachable) {
         progress.waiting(&format!("waiting for load balancer {name} to answer"));
         until_answering(SocketAddr::new(address, port), deadline).await?;
     }
@@ -159,6 +161,11 @@ fn report(args: &Args, session: &Session, observed: &[Observed], progress: &Prog
     for (address, port, name) in endpoints {
         let port = if port == 80 { String::new() } else { format!(":{port}") };
         println!("{name}: http://{address}{port}/");
+    }
+    if observed.iter().any(|thing| thing.outputs["wayIn"].is_boolean()) {
+        eprintln!(
+            "The machines are behind another host: kubectl needs a way to the address in the kubeconfig, e.g. through a VPN or sshuttle."
+        );
     }
     println!("kubectl --kubeconfig {} get pods -A", kubeconfig.display());
     Ok(())

@@ -61,6 +61,9 @@ pub struct Jump {
     #[serde(default = "default_port")]
     pub port: u16,
     pub user: String,
+    /// Else the operator's known hosts judge it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_key: Option<String>,
     /// Further lines of its block: identities and known hosts of the operator's own ssh.
     #[serde(default)]
     pub lines: Vec<String>,
@@ -115,7 +118,7 @@ impl Target {
         if self.host_keys.is_empty() && self.login.is_none() {
             return Some("its host key is not known".into());
         }
-        let of_jump = self.jump.iter().flat_map(|jump| jump.lines.iter().chain([&jump.address, &jump.user]));
+        let of_jump = self.jump.iter().flat_map(|jump| jump.lines.iter().chain(&jump.host_key).chain([&jump.address, &jump.user]));
         if let Some(line) = of_jump.chain(self.login.iter().flat_map(|login| &login.lines)).find(|line| line.chars().any(char::is_control))
         {
             return Some(format!("{line:?} is not a line for ssh"));
@@ -157,10 +160,13 @@ pub fn ssh_config<'a>(folder: &Path, targets: impl IntoIterator<Item = &'a Targe
             jumps.insert(jump.alias(), jump);
         }
     }
-    for (alias, Jump { address, port, user, lines }) in jumps {
+    for (alias, Jump { address, port, user, lines, host_key }) in jumps {
         // One connection for all behind it: a default sshd drops a crowd of handshakes.
         text += &format!("Host {alias}\n  HostName {address}\n  Port {port}\n  User {user}\n");
         text += &format!("  ControlMaster auto\n  ControlPath {folder}/{alias}\n  ControlPersist 60\n");
+        if host_key.is_some() {
+            text += &format!("  HostKeyAlias {alias}\n  UserKnownHostsFile {folder}/known_hosts\n  GlobalKnownHostsFile /dev/null\n");
+        }
         text += &lines.iter().map(|line| format!("  {line}\n")).collect::<String>();
     }
     text + &format!(
@@ -205,10 +211,13 @@ pub const CONNECT_SECONDS: u32 = 10;
 pub fn known_hosts<'a>(targets: impl IntoIterator<Item = &'a Target>) -> String {
     let lines = targets.into_iter().flat_map(|target| {
         // A comment after the key is the provider's; kind and key are what counts.
-        let line = |key: &String| format!("{} {}\n", target.machine, key.split(' ').take(2).collect::<Vec<_>>().join(" "));
-        target.host_keys.iter().map(line)
+        let line = |name: &str, key: &str| format!("{name} {}\n", key.split(' ').take(2).collect::<Vec<_>>().join(" "));
+        let of_jump = target.jump.iter().filter_map(|jump| Some((jump.alias(), jump.host_key.as_ref()?)));
+        let of_jump: Vec<String> = of_jump.map(|(alias, key)| line(&alias, key)).collect();
+        target.host_keys.iter().map(|key| line(&target.machine, key)).chain(of_jump).collect::<Vec<_>>()
     });
-    lines.collect()
+    let lines: std::collections::BTreeSet<String> = lines.collect();
+    lines.into_iter().collect()
 }
 
 /// By machine name.

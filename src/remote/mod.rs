@@ -3,6 +3,7 @@
 pub mod config;
 pub mod failure;
 mod folder;
+pub mod forward;
 pub mod key;
 
 pub use config::{Jump, Login, Side, Target, address};

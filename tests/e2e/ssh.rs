@@ -222,3 +222,29 @@ fn own_machines_conform() {
     });
     assert_same(&before, &hosts.inventories());
 }
+
+#[test]
+fn machines_behind_a_jump_host_are_reached_through_it_and_nothing_else() {
+    let mut hosts = Hosts::new("behind");
+    let bastion = hosts.bastion();
+    hosts.hidden(71);
+    hosts.hidden(72);
+    assert!(hosts.http_get("10.99.0.71:22", "/").is_err(), "there is no direct way");
+    let before = hosts.inventories();
+    let file = hosts.example(1, "");
+    let file = file.to_str().expect("path");
+    let refused = text(&hosts.kprov(&["up", file, "--yes"]));
+    assert!(
+        refused.contains("10.99.0.71: its host key, or that of the host to go through, is not known"),
+        "the host on the way is judged by the operator's known hosts: {refused}"
+    );
+    let key = bastion.split(' ').take(2).collect::<Vec<_>>().join(" ");
+    let known = std::fs::read_to_string(file).expect("the blueprint").replace("jump: ", &format!("jumpHostKey: \"{key}\", jump: "));
+    std::fs::write(file, known).expect("the blueprint");
+    hosts.ok(&["up", file, "--yes"]);
+    let status = json(&hosts.ok(&["status", &hosts.name, "-o", "json"]));
+    assert_eq!(status["inside"]["nodes"].as_array().map(Vec::len), Some(2), "{status}");
+    assert!(hosts.ok(&["ssh", &hosts.name, "worker-1", "--", "hostname"]).contains("host-72"));
+    hosts.ok(&["down", file, "--yes"]);
+    assert_same(&before, &hosts.inventories());
+}

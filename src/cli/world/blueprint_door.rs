@@ -7,7 +7,7 @@ use crate::error::{Context, Error, Kind, Result};
 use crate::orchestrator::client::blueprint::BlueprintObject;
 use crate::orchestrator::client::{Client, Patch, https};
 use crate::orchestrator::config::API_PORT;
-use crate::remote::{Side, address};
+use crate::remote::{Side, address, forward};
 use async_trait::async_trait;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -38,7 +38,7 @@ impl BlueprintDoor {
 
 /// The API of a cluster as its administrator.
 pub fn api(trust: &Trust, address: IpAddr) -> Result<Client> {
-    let server = format!("https://{}", SocketAddr::new(address, API_PORT));
+    let server = format!("https://{}", forward::through(SocketAddr::new(address, API_PORT)));
     https::connect(&server, &trust.ca.certificate, &trust.admin.certificate, &trust.admin.key)
 }
 

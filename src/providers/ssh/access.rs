@@ -87,7 +87,7 @@ async fn way(host: &SshHost, text: &str) -> Result<Jump> {
     })?;
     let usual = usual(&name, user.as_deref().unwrap_or(""), Some(port)).await?;
     let lines = identities(host, &usual).into_iter().chain(usual.trust).collect();
-    Ok(Jump { address: usual.name, port: usual.port, user: usual.user, lines })
+    Ok(Jump { address: usual.name, port: usual.port, user: usual.user, host_key: host.jump_host_key.clone(), lines })
 }
 
 async fn usual(address: &str, user: &str, port: Option<u16>) -> Result<Usual> {

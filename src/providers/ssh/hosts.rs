@@ -12,12 +12,14 @@ use futures::future::join_all;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::OnceCell;
 
+/// Where control planes serve the API.
+const API_PORT: u16 = 6443;
 const SCRIPT: &str = include_str!("../../../templates/host.sh");
 /// A host that was silent is not asked again for this long.
 const SILENT: Duration = Duration::from_secs(10);
@@ -136,12 +138,29 @@ impl Hosts {
         };
         match self.see(&host).await {
             Ok(seen) => {
-                let outputs = self.outputs(&host, &seen);
+                let mut outputs = self.outputs(&host, &seen);
+                if host.target.jump.is_some() && seen.claim.as_ref().is_some_and(|claim| claim.spec["role"] == "control-plane") {
+                    outputs["wayIn"] = json!(self.open_way(&host, &outputs).await.is_ok());
+                }
                 let reach = reach(&host, &outputs);
                 Look { place, seen: Ok(seen), outputs, reach: Some(reach) }
             }
             Err(why) => Look { place, seen: Err(why), outputs: self.outputs(&host, &Seen::default()), reach: None },
         }
+    }
+
+    /// To the API behind the host that one goes through: the connection that is open anyway leads there.
+    async fn open_way(&self, host: &Host, outputs: &Value) -> Result<()> {
+        let address = ["address", "privateAddress"].iter().find_map(|field| outputs[*field].as_str()?.parse::<IpAddr>().ok());
+        let address = address.ok_or_else(|| Error::host(format!("could not find the address of {}", host.place)))?;
+        let connection = self.connect(host).await.map_err(|silence| Error::host(silence.short()))?;
+        let opened = remote::forward::open(&connection, SocketAddr::new(address, API_PORT)).await;
+        opened.inspect_err(|error| tracing::warn!("the API behind {} cannot be reached: {}", host.place, error.chain()))
+    }
+
+    /// Some machines are behind another host: what they serve cannot be asked for from here.
+    pub async fn is_behind(&self) -> bool {
+        self.all().await.iter().any(|(_, host)| host.as_ref().is_ok_and(|host| host.target.jump.is_some()))
     }
 
     fn outputs(&self, host: &Host, seen: &Seen) -> Value {

@@ -106,7 +106,13 @@ impl Door for Machines {
     }
 
     async fn observe(&self, _known: &[Observed]) -> Result<Vec<Observed>> {
-        Ok(self.world().await?.things)
+        let mut things = self.world().await?.things;
+        if self.hosts.is_behind().await {
+            for balancer in things.iter_mut().filter(|thing| thing.id.kind == LOAD_BALANCER) {
+                balancer.outputs["inside"] = json!(true);
+            }
+        }
+        Ok(things)
     }
 
     fn render(&self, action: &Action, inputs: &Inputs) -> Result<Request> {

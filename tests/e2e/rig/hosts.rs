@@ -25,6 +25,7 @@ pub struct Host {
     pub user: String,
     /// Its public host key.
     pub key: String,
+    jump: Option<String>,
 }
 
 impl Hosts {
@@ -76,7 +77,7 @@ impl Hosts {
             ),
         };
         let host_key = self.machines.start(&spec).expect("a host");
-        self.hosts.push(Host { name: spec.name, address: spec.address, user: user.into(), key: host_key });
+        self.hosts.push(Host { name: spec.name, address: spec.address, user: user.into(), key: host_key, jump: None });
     }
 
     pub fn hosts(&self) -> &[Host] {
@@ -91,12 +92,30 @@ impl Hosts {
         self.path("home")
     }
 
+    /// Whatever comes from the operator gets no answer: only neighbours reach it.
+    pub fn hidden(&mut self, last: u8) {
+        self.host(last, "root", "ip route add blackhole 10.99.0.1/32");
+        self.hosts.last_mut().expect("a host").jump = Some("debian@10.99.0.10".into());
+    }
+
+    /// A host that others are reached through: it is no machine of any cluster.
+    pub fn bastion(&mut self) -> String {
+        self.host(10, "debian", "");
+        self.hosts.pop().expect("a host").key
+    }
+
     /// The list for `spec.providers.ssh.hosts`, host keys included.
     pub fn list(&self) -> String {
         let key = self.path("key").display().to_string();
         let words = |key: &str| key.split(' ').take(2).collect::<Vec<_>>().join(" ");
         let line = |host: &Host| {
-            format!("        - {{address: {}, user: {}, key: \"{key}\", hostKey: \"{}\"}}\n", host.address, host.user, words(&host.key))
+            let jump = host.jump.as_ref().map(|jump| format!(", jump: \"{jump}\"")).unwrap_or_default();
+            format!(
+                "        - {{address: {}, user: {}, key: \"{key}\", hostKey: \"{}\"{jump}}}\n",
+                host.address,
+                host.user,
+                words(&host.key)
+            )
         };
         self.hosts.iter().map(line).collect()
     }
