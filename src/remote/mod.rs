@@ -46,6 +46,8 @@ struct Inner {
     folder: Folder,
     targets: parking_lot::Mutex<Targets>,
     handshakes: Semaphore,
+    /// One way through another host is opened at a time.
+    hops: Mutex<()>,
 }
 
 type Slot = Arc<Mutex<Option<(Target, Connection)>>>;
@@ -78,6 +80,7 @@ impl Ssh {
             targets: Default::default(),
             connections: Default::default(),
             handshakes: Semaphore::new(HANDSHAKES),
+            hops: Mutex::default(),
         })))
     }
 
@@ -159,6 +162,9 @@ impl Ssh {
 
     async fn try_once(&self, target: &Target, patience: Duration) -> Result<Connection, (Class, String)> {
         let round_trip = reach(target, patience).await.map_err(|text| (failure::classify(&text), text))?;
+        if let Some(jump) = &target.jump {
+            self.hop(jump).await?;
+        }
         let _permit = self.0.handshakes.acquire().await.expect("the semaphore is never closed");
         let mut builder = SessionBuilder::default();
         builder
@@ -179,6 +185,32 @@ impl Ssh {
             }
             Err(error) => Err((Class::Other, chain(&error))),
         }
+    }
+
+    /// The one connection that all machines behind a host share; made apart, because only so ssh tells why it cannot be.
+    async fn hop(&self, jump: &Jump) -> Result<(), (Class, String)> {
+        let _turn = self.0.hops.lock().await;
+        let alias = jump.alias();
+        let log = self.0.folder.path().join(format!("{alias}.log"));
+        let ssh = |arguments: &[&str]| {
+            let mut command = tokio::process::Command::new("ssh");
+            command.arg("-F").arg(self.config_file()).arg("-E").arg(&log).args(arguments).arg(&alias);
+            // What goes on in the background must not hold a pipe of ours.
+            command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+            command
+        };
+        if ssh(&["-O", "check"]).status().await.is_ok_and(|status| status.success()) {
+            return Ok(());
+        }
+        let _ = std::fs::remove_file(&log);
+        if ssh(&["-f", "-N", "-M"]).status().await.is_ok_and(|status| status.success()) {
+            return Ok(());
+        }
+        let said = std::fs::read_to_string(&log).unwrap_or_default();
+        Err((
+            failure::classify(&said),
+            format!("{}\non the way, at {}: {}", said.trim(), jump.address, said.trim().lines().last().unwrap_or("no reason given")),
+        ))
     }
 
     /// Forgets the connection to a machine, e.g. after it broke.
