@@ -1,5 +1,7 @@
 //! `kprov completions SHELL`.
 
+use super::terminal;
+use crate::error::Result;
 use clap::CommandFactory;
 
 #[derive(Debug, clap::Args)]
@@ -7,6 +9,8 @@ pub struct Args {
     shell: clap_complete::Shell,
 }
 
-pub fn run(args: &Args) {
-    clap_complete::generate(args.shell, &mut super::Cli::command(), "kprov", &mut std::io::stdout());
+pub fn run(args: &Args) -> Result<()> {
+    let mut text = Vec::new();
+    clap_complete::generate(args.shell, &mut super::Cli::command(), "kprov", &mut text);
+    terminal::print(String::from_utf8_lossy(&text))
 }

@@ -1,9 +1,9 @@
 //! `kprov doctor`: what this host lacks for the local provider, and how to get it.
 
-use super::terminal::paint;
-use crate::error::{Context, Kind, Result};
+use super::terminal::{self, paint};
+use crate::error::{Kind, Result};
 use crate::providers::local;
-use serde_json::json;
+use std::fmt::Write;
 use std::process::ExitCode;
 
 #[derive(Debug, clap::Args)]
@@ -17,15 +17,17 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let findings = local::doctor();
     let all_well = findings.iter().all(|finding| finding.ok);
     if args.output.is_some() {
-        println!("{}", serde_json::to_string_pretty(&json!(findings)).or_fail(Kind::Internal, || "could not print the findings")?);
+        terminal::print_json(&findings)?;
     } else {
+        let mut text = String::new();
         for finding in &findings {
             let mark = if finding.ok { paint("32", "✓") } else { paint("31", "✗") };
-            println!("{mark} {}: {}", finding.what, finding.detail);
+            let _ = writeln!(text, "{mark} {}: {}", finding.what, finding.detail);
             if !finding.ok {
-                println!("  {} {}", paint("36", "hint:"), finding.fix);
+                let _ = writeln!(text, "  {} {}", paint("36", "hint:"), finding.fix);
             }
         }
+        terminal::print(text)?;
     }
     Ok(if all_well { ExitCode::SUCCESS } else { ExitCode::from(Kind::Host.exit_code()) })
 }

@@ -5,7 +5,7 @@ use super::session::Session;
 use super::state::{self, Named};
 use super::{logging, terminal};
 use crate::blueprint::ProviderName;
-use crate::error::{Context, Error, Kind, Result};
+use crate::error::{Error, Kind, Result};
 use crate::providers::{self, Settings};
 use serde_json::json;
 use std::path::Path;
@@ -40,8 +40,8 @@ pub async fn run(args: &Args) -> Result<ExitCode> {
     let look = world.look().await?;
     let mut progress = Progress::start();
     if !look.plan.is_empty() {
-        eprintln!("{}\n", look.plan);
-        if !args.yes && !terminal::confirm(&format!("Take {name} away for good?"))? {
+        terminal::talk(format_args!("{}\n", look.plan));
+        if !args.yes && !terminal::confirm(&format!("Take {name} away for good?"), &session.cancel).await? {
             return Err(Error::new(Kind::Interrupted, "could not go on: nobody agreed to the plan"));
         }
         if !args.yes {
@@ -57,11 +57,11 @@ pub async fn run(args: &Args) -> Result<ExitCode> {
     session.forget()?;
     if args.output.is_some() {
         let answer = json!({"cluster": name, "existed": existed, "left": [], "seconds": seconds});
-        println!("{}", serde_json::to_string_pretty(&answer).or_fail(Kind::Internal, || "could not print the result")?);
+        terminal::print_json(&answer)?;
     } else if existed {
-        println!("{name} is gone after {seconds} s: a fresh look found nothing of it.");
+        terminal::print(format_args!("{name} is gone after {seconds} s: a fresh look found nothing of it.\n"))?;
     } else {
-        println!("{name} does not exist: a fresh look found nothing of it.");
+        terminal::print(format_args!("{name} does not exist: a fresh look found nothing of it.\n"))?;
     }
     Ok(ExitCode::SUCCESS)
 }

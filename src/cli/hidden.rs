@@ -32,10 +32,7 @@ fn service(command: &[&str]) -> Result<()> {
     logging::to_stderr();
     let changed = match command {
         ["status"] => {
-            let text =
-                serde_json::to_string_pretty(&supervisor::client::status()?).or_fail(Kind::Internal, || "could not print the services")?;
-            println!("{text}");
-            return Ok(());
+            return terminal::print_json(&supervisor::client::status()?);
         }
         ["ensure"] => {
             let mut text = String::new();
@@ -49,6 +46,5 @@ fn service(command: &[&str]) -> Result<()> {
         ["remove", name] => supervisor::client::remove(name),
         _ => Err(Error::input("usage: kprov service status | ensure < definition | start|stop|restart|remove NAME")),
     }?;
-    println!("{}", if changed { "changed" } else { "unchanged" });
-    Ok(())
+    terminal::print(if changed { "changed\n" } else { "unchanged\n" })
 }

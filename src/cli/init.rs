@@ -1,5 +1,6 @@
 //! `kprov init`: a commented starter blueprint on stdout.
 
+use super::terminal;
 use crate::blueprint::starter;
 use crate::error::Result;
 
@@ -11,6 +12,5 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<()> {
-    print!("{}", starter::text(&args.name));
-    Ok(())
+    terminal::print(starter::text(&args.name))
 }

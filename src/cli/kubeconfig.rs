@@ -1,6 +1,7 @@
 //! `kprov kubeconfig NAME`: the administrator's kubeconfig on stdout.
 
 use super::state::{self, Named};
+use super::terminal;
 use crate::error::{Context, Error, Kind, Result};
 
 #[derive(Debug, clap::Args)]
@@ -16,6 +17,5 @@ pub fn run(args: &Args) -> Result<()> {
         return Err(Error::input(format!("could not find a kubeconfig of cluster {}", record.cluster.name))
             .hint("kprov list shows the clusters; kprov up FILE writes the kubeconfig again"));
     }
-    print!("{}", std::fs::read_to_string(&path).or_fail(Kind::Host, || format!("could not read {}", path.display()))?);
-    Ok(())
+    terminal::print(std::fs::read_to_string(&path).or_fail(Kind::Host, || format!("could not read {}", path.display()))?)
 }

@@ -1,8 +1,8 @@
 //! `kprov list`: the clusters that this operator or this host's providers know.
 
-use super::state;
+use super::{state, terminal};
 use crate::blueprint::ProviderName;
-use crate::error::{Context, Kind, Result};
+use crate::error::Result;
 use crate::providers::{self, Settings};
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -31,7 +31,7 @@ pub async fn run(args: &Args) -> Result<()> {
     for settings in &places {
         match providers::clusters(settings).await {
             Ok(found) => clusters.extend(found.into_iter().map(|cluster| ((cluster.name, settings.provider), (cluster.uid, "exists")))),
-            Err(error) => eprintln!("could not ask {}: {}", settings.provider, error.chain()),
+            Err(error) => terminal::talk(format_args!("could not ask {}: {}", settings.provider, error.chain())),
         }
     }
     if args.output.is_some() {
@@ -39,16 +39,14 @@ pub async fn run(args: &Args) -> Result<()> {
             .iter()
             .map(|((name, provider), (uid, state))| json!({"name": name, "provider": provider, "uid": uid, "exists": *state == "exists"}))
             .collect();
-        println!("{}", serde_json::to_string_pretty(&rows).or_fail(Kind::Internal, || "could not print the clusters")?);
+        terminal::print_json(&rows)?;
         return Ok(());
     }
     if clusters.is_empty() {
-        eprintln!("No clusters. Start with: kprov init > shop.yaml && kprov up shop.yaml");
+        terminal::talk(format_args!("No clusters. Start with: kprov init > shop.yaml && kprov up shop.yaml"));
         return Ok(());
     }
-    println!("{:<24} {:<10} {:<38} STATE", "NAME", "PROVIDER", "UID");
-    for ((name, provider), (uid, state)) in clusters {
-        println!("{name:<24} {provider:<10} {uid:<38} {state}");
-    }
-    Ok(())
+    let head = format!("{:<24} {:<10} {:<38} STATE\n", "NAME", "PROVIDER", "UID");
+    let rows = clusters.iter().map(|((name, provider), (uid, state))| format!("{name:<24} {provider:<10} {uid:<38} {state}\n"));
+    terminal::print(head + &rows.collect::<String>())
 }

@@ -117,7 +117,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Validate(args) => return validate::run(&args),
         Command::Schema => schema::run()?,
         Command::Init(args) => init::run(&args)?,
-        Command::Completions(args) => completions::run(&args),
+        Command::Completions(args) => completions::run(&args)?,
         Command::Image(args) => image::run(&args)?,
         Command::Resolve(args) => resolve::run(&args)?,
         Command::Server(args) => {
@@ -160,19 +160,44 @@ fn until_terminated() -> Result<tokio_util::sync::CancellationToken> {
     Ok(cancel)
 }
 
-/// Cancelled by the first Ctrl-C: start nothing new, finish what is in flight. The second ends the process, which every step survives.
+/// Cancelled by the first Ctrl-C, SIGTERM or closing of the terminal: start nothing new, finish what is in flight. The second ends the
+/// process, which every step survives.
 fn interrupted_once() -> Result<tokio_util::sync::CancellationToken> {
     use tokio::signal::unix::{SignalKind, signal};
-    let mut interrupt =
-        signal(SignalKind::interrupt()).map_err(|error| Error::new(Kind::Host, "could not handle signals").because(error))?;
+    let failed = |error: std::io::Error| Error::new(Kind::Host, "could not handle signals").because(error);
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+    // Under nohup a closed terminal means nothing.
+    let mut hang_up = if ignores_hang_up() { None } else { Some(signal(SignalKind::hangup()).map_err(failed)?) };
     let cancel = tokio_util::sync::CancellationToken::new();
     let cancelled = cancel.clone();
     tokio::spawn(async move {
-        interrupt.recv().await;
-        eprintln!("stopping: nothing new is started; run the same command again to go on (Ctrl-C again ends it at once)");
+        let closed = async {
+            match &mut hang_up {
+                Some(hang_up) => hang_up.recv().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = closed => {}
+        }
         cancelled.cancel();
-        interrupt.recv().await;
+        terminal::talk("stopping: nothing new is started; run the same command again to go on (Ctrl-C again ends it at once)");
+        // A terminal that closes says so more than once: only the other two mean "at once".
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
         std::process::exit(i32::from(Kind::Interrupted.exit_code()));
     });
     Ok(cancel)
+}
+
+/// Whoever started us wants us to outlive the terminal.
+fn ignores_hang_up() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    ignored.is_some_and(|mask| mask & 1 << (nix::sys::signal::Signal::SIGHUP as u64 - 1) != 0)
 }

@@ -2,7 +2,7 @@
 
 use super::session::Session;
 use super::{logging, terminal};
-use crate::error::{Context, Kind, Result};
+use crate::error::Result;
 use crate::providers::Settings;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -29,9 +29,9 @@ pub async fn run(args: &Args) -> Result<ExitCode> {
     let plan = world.look().await?.plan;
     session.close();
     if args.output.is_some() {
-        println!("{}", serde_json::to_string_pretty(&plan).or_fail(Kind::Internal, || "could not print the plan")?);
+        terminal::print_json(&plan)?;
     } else {
-        println!("{plan}");
+        terminal::print(format_args!("{plan}\n"))?;
     }
     let changes = args.exit_code && !plan.is_empty();
     Ok(if changes { ExitCode::from(2) } else { ExitCode::SUCCESS })

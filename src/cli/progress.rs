@@ -1,6 +1,6 @@
 //! The plan's own actions, live: one line each while they run on a terminal, plain lines without one. Everything also goes to the log.
 
-use super::terminal::paint;
+use super::terminal::{self, paint};
 use crate::engine::event::Event;
 use crate::engine::{Key, Verb};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -76,7 +76,7 @@ impl Progress {
     }
 
     fn line(&self, text: &str) {
-        eprintln!("[{:5.1}s] {text}", self.started.elapsed().as_secs_f64());
+        terminal::talk(format_args!("[{:5.1}s] {text}", self.started.elapsed().as_secs_f64()));
     }
 }
 

@@ -1,5 +1,6 @@
 //! `kprov resolve NAME`: asks this node's cluster DNS; how `up` knows that names answer, where only a node can ask. Hidden.
 
+use super::terminal;
 use crate::error::{Error, Result};
 use crate::orchestrator::config::DNS_ADDRESS;
 use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
@@ -30,10 +31,7 @@ pub fn run(args: &Args) -> Result<()> {
     for _ in 0..TRIES {
         match ask(&bytes, SocketAddr::new(server, 53)) {
             Ok(answer) if answer.metadata.response_code == ResponseCode::NoError && !answer.answers.is_empty() => {
-                for record in &answer.answers {
-                    println!("{}", record.data);
-                }
-                return Ok(());
+                return terminal::print(answer.answers.iter().map(|record| format!("{}\n", record.data)).collect::<String>());
             }
             Ok(answer) => last = Error::timeout(failed()).because(format!("the answer was {}", answer.metadata.response_code)),
             Err(error) => last = Error::timeout(failed()).because(error),

@@ -2,16 +2,17 @@
 
 use super::session::Session;
 use super::state::{self, Named, Record};
-use super::terminal::paint;
+use super::terminal::{self, paint};
 use super::world::hosts::all_machines;
 use super::world::served::Watch;
 use super::world::waiting::{Waiting, is_ready, keeping, waiting};
 use crate::blueprint::{Blueprint, ProviderName, schema::Metadata};
 use crate::engine::{Observed, Phase};
-use crate::error::{Context, Error, Kind, Result};
+use crate::error::{Error, Kind, Result};
 use crate::orchestrator::client::blueprint::BlueprintObject;
 use k8s_openapi::api::core::v1::Node;
 use serde_json::{Value, json};
+use std::fmt;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -64,9 +65,9 @@ pub async fn run(args: &Args) -> Result<ExitCode> {
     let picture = Picture { name, writer, things, inside };
     let well = picture.is_well();
     if args.output.is_some() {
-        println!("{}", serde_json::to_string_pretty(&picture.json()).or_fail(Kind::Internal, || "could not print the status")?);
+        terminal::print_json(&picture.json())?;
     } else {
-        picture.print();
+        terminal::print(&picture)?;
     }
     Ok(if well { ExitCode::SUCCESS } else { ExitCode::from(Kind::Timeout.exit_code()) })
 }
@@ -118,36 +119,40 @@ impl Picture {
         };
         json!({"cluster": self.name, "writer": self.writer, "well": self.is_well(), "resources": self.things, "inside": inside})
     }
+}
 
-    fn print(&self) {
+impl fmt::Display for Picture {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = if self.is_well() { paint("32", "as wanted") } else { paint("33", "not as wanted yet") };
-        println!("{}: {state} (writer: {})", self.name, self.writer);
+        writeln!(out, "{}: {state} (writer: {})", self.name, self.writer)?;
         for thing in &self.things {
             let address = thing.outputs["address"].as_str().unwrap_or("");
-            println!("  {:<28} {:<16} {}", thing.id.to_string(), address, phase(&thing.phase));
+            writeln!(out, "  {:<28} {:<16} {}", thing.id.to_string(), address, phase(&thing.phase))?;
         }
         match &self.inside {
-            Err(error) => println!("{} {}", paint("31", "inside:"), error.chain()),
-            Ok(inside) => inside.print(),
+            Err(error) => writeln!(out, "{} {}", paint("31", "inside:"), error.chain()),
+            Ok(inside) => inside.fmt(out),
         }
     }
 }
 
-impl Inside {
-    fn print(&self) {
+impl fmt::Display for Inside {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ready = self.nodes.iter().filter(|node| is_ready(node)).count();
-        println!("nodes: {ready} of {} ready", self.wanted.as_ref().map_or(self.nodes.len(), |blueprint| all_machines(blueprint).len()));
+        let wanted = self.wanted.as_ref().map_or(self.nodes.len(), |blueprint| all_machines(blueprint).len());
+        writeln!(out, "nodes: {ready} of {wanted} ready")?;
         for key in ["doing", "failed"] {
             for line in self.status[key].as_array().into_iter().flatten().filter_map(Value::as_str) {
-                println!("  {key}: {line}");
+                writeln!(out, "  {key}: {line}")?;
             }
         }
         if self.waiting.is_empty() {
-            println!("waiting for nothing");
+            writeln!(out, "waiting for nothing")?;
         }
         for one in &self.waiting {
-            println!("  waiting for {one}");
+            writeln!(out, "  waiting for {one}")?;
         }
+        Ok(())
     }
 }
 

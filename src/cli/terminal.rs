@@ -2,10 +2,13 @@
 
 use crate::blueprint::diagnostic::Problems;
 use crate::blueprint::load::{self, Loaded};
-use crate::error::{Error, Kind};
+use crate::error::{Context, Error, Kind, Result};
+use serde::Serialize;
+use std::fmt::Display;
 use std::io::{BufRead, IsTerminal, Write};
 use std::path::Path;
 use std::process::ExitCode;
+use tokio_util::sync::CancellationToken;
 
 /// Colour only where somebody sees it, and never against NO_COLOR.
 pub fn paint(code: &str, text: &str) -> String {
@@ -16,21 +19,44 @@ pub fn paint(code: &str, text: &str) -> String {
     }
 }
 
+/// Data, whole, to stdout. A reader that went away (`| head -1`) has what it wanted; a disk that is full is an error.
+pub fn print(text: impl Display) -> Result<()> {
+    write_to(&mut std::io::stdout().lock(), &text)
+}
+
+fn write_to(out: &mut impl Write, text: &impl Display) -> Result<()> {
+    match out.write_all(text.to_string().as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        outcome => outcome.or_fail(Kind::Host, || "could not write to stdout"),
+    }
+}
+
+/// A value as JSON on stdout.
+pub fn print_json(value: &impl Serialize) -> Result<()> {
+    let text = serde_json::to_string_pretty(value).or_fail(Kind::Internal, || "could not encode the answer")?;
+    print(format_args!("{text}\n"))
+}
+
+/// A line to the person on stderr. Nobody may be there any more (a closed terminal): the work goes on all the same.
+pub fn talk(text: impl Display) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
 pub fn print_error(error: &Error) {
-    eprintln!("{} {error}", paint("1;31", "error:"));
+    talk(format_args!("{} {error}", paint("1;31", "error:")));
     let mut cause = std::error::Error::source(error);
     while let Some(source) = cause {
-        eprintln!("  caused by: {source}");
+        talk(format_args!("  caused by: {source}"));
         cause = source.source();
     }
     for hint in error.hints() {
-        eprintln!("  {} {hint}", paint("36", "hint:"));
+        talk(format_args!("  {} {hint}", paint("36", "hint:")));
     }
 }
 
 /// Every mistake with its place, then how many there were.
 pub fn print_problems(problems: &Problems) {
-    eprint!("{problems}");
+    talk(problems.to_string().trim_end());
 }
 
 /// A blueprint that can be acted on, its warnings said; or `None` after every mistake in it was.
@@ -54,18 +80,46 @@ pub fn bad_input() -> ExitCode {
 
 pub fn print_warnings(warnings: &[String]) {
     for warning in warnings {
-        eprintln!("{} {warning}", paint("1;33", "warning:"));
+        talk(format_args!("{} {warning}", paint("1;33", "warning:")));
     }
 }
 
-/// Asks on a terminal; without one there is nobody to ask, so the answer must have been given by `--yes`.
-pub fn confirm(question: &str) -> Result<bool, Error> {
+/// Asks on a terminal; without one there is nobody to ask, so the answer must have been given by `--yes`. Ctrl-C is a no, at once.
+pub async fn confirm(question: &str, cancel: &CancellationToken) -> Result<bool> {
     if !std::io::stdin().is_terminal() {
         return Err(Error::input("there is no terminal to ask on").hint("add --yes to go on without being asked"));
     }
-    eprint!("{question} [y/N] ");
-    let _ = std::io::stderr().flush();
-    let mut answer = String::new();
-    let _ = std::io::stdin().lock().read_line(&mut answer);
-    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+    let _ = write!(std::io::stderr(), "{question} [y/N] ");
+    let (answered, answer) = tokio::sync::oneshot::channel();
+    // A thread of its own: nothing can wake a read from a terminal, and the process must be able to end without it.
+    std::thread::spawn(move || {
+        let mut line = String::new();
+        let _ = std::io::stdin().lock().read_line(&mut line);
+        let _ = answered.send(line);
+    });
+    let line = cancel.run_until_cancelled(answer).await.and_then(std::result::Result::ok).unwrap_or_default();
+    Ok(matches!(line.trim(), "y" | "Y" | "yes"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Refuses(std::io::ErrorKind);
+
+    impl Write for Refuses {
+        fn write(&mut self, _: &[u8]) -> std::io::Result<usize> {
+            Err(self.0.into())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_reader_that_went_away_is_no_failure_and_a_full_disk_is_one() {
+        assert!(write_to(&mut Refuses(std::io::ErrorKind::BrokenPipe), &"text").is_ok());
+        let error = write_to(&mut Refuses(std::io::ErrorKind::StorageFull), &"text").expect_err("nothing was written");
+        assert_eq!((error.kind, error.to_string().as_str()), (Kind::Host, "could not write to stdout"));
+    }
 }

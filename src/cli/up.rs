@@ -17,7 +17,7 @@ use crate::blueprint::Blueprint;
 use crate::blueprint::load::Loaded;
 use crate::engine::handoff::Writer;
 use crate::engine::{Observed, plan::Plan};
-use crate::error::{Context, Error, Kind, Result};
+use crate::error::{Error, Kind, Result};
 use crate::orchestrator::client::Client;
 use crate::providers::Settings;
 use crate::providers::resources::LOAD_BALANCER;
@@ -62,7 +62,7 @@ async fn bring_up(args: &Args, loaded: &Loaded, session: &mut Session, deadline:
     let mut progress = Progress::start();
     // A run that was killed right before the hand-off left nothing to make, but still a cluster to give to its loop.
     if !plan.is_empty() || !session.is_handed_over().await? {
-        if !plan.is_empty() && agree(&plan, args.yes)? {
+        if !plan.is_empty() && agree(&plan, args.yes, session).await? {
             progress.restart();
         }
         world.check(&plan).await?;
@@ -89,9 +89,9 @@ async fn bring_up(args: &Args, loaded: &Loaded, session: &mut Session, deadline:
 }
 
 /// Shows the plan; goes on only when somebody said yes. True when somebody was asked.
-fn agree(plan: &Plan, yes: bool) -> Result<bool> {
-    eprintln!("{plan}\n");
-    if yes || terminal::confirm("Do this?")? {
+async fn agree(plan: &Plan, yes: bool, session: &Session) -> Result<bool> {
+    terminal::talk(format_args!("{plan}\n"));
+    if yes || terminal::confirm("Do this?", &session.cancel).await? {
         return Ok(!yes);
     }
     Err(Error::new(Kind::Interrupted, "could not go on: nobody agreed to the plan"))
@@ -154,19 +154,17 @@ fn report(args: &Args, session: &Session, observed: &[Observed], progress: &Prog
             endpoints.iter().map(|(address, port, name)| json!({"name": name, "address": address, "port": port})).collect();
         let answer = json!({"cluster": session.cluster.name, "uid": session.cluster.uid, "kubeconfig": kubeconfig,
             "loadBalancers": balancers, "seconds": seconds});
-        println!("{}", serde_json::to_string_pretty(&answer).or_fail(Kind::Internal, || "could not print the result")?);
-        return Ok(());
+        return terminal::print_json(&answer);
     }
-    eprintln!("{} is up after {seconds} s.", session.cluster.name);
+    terminal::talk(format_args!("{} is up after {seconds} s.", session.cluster.name));
     for (address, port, name) in endpoints {
         let port = if port == 80 { String::new() } else { format!(":{port}") };
-        println!("{name}: http://{address}{port}/");
+        terminal::print(format_args!("{name}: http://{address}{port}/\n"))?;
     }
     if observed.iter().any(|thing| thing.outputs["wayIn"].is_boolean()) {
-        eprintln!(
-            "The machines are behind another host: kubectl needs a way to the address in the kubeconfig, e.g. through a VPN or sshuttle."
+        terminal::talk(
+            "The machines are behind another host: kubectl needs a way to the address in the kubeconfig, e.g. through a VPN or sshuttle.",
         );
     }
-    println!("kubectl --kubeconfig {} get pods -A", kubeconfig.display());
-    Ok(())
+    terminal::print(format_args!("kubectl --kubeconfig {} get pods -A\n", kubeconfig.display()))
 }

@@ -2,7 +2,7 @@
 
 use super::terminal;
 use crate::blueprint::load;
-use crate::error::{Context, Kind, Result};
+use crate::error::{Kind, Result};
 use serde_json::json;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -23,8 +23,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             Ok(loaded) => (json!([]), json!(loaded.warnings)),
             Err(problems) => (json!(problems), json!([])),
         };
-        let text = serde_json::to_string_pretty(&json!({"valid": loaded.is_ok(), "problems": problems, "warnings": warnings}));
-        println!("{}", text.or_fail(Kind::Internal, || "could not print the answer")?);
+        terminal::print_json(&json!({"valid": loaded.is_ok(), "problems": problems, "warnings": warnings}))?;
         return Ok(exit(loaded.is_ok()));
     }
     let loaded = match loaded {
@@ -37,14 +36,14 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     terminal::print_warnings(&loaded.warnings);
     let spec = &loaded.blueprint.spec;
     let machines: u32 = spec.machines.iter().map(|group| group.count).sum();
-    println!(
-        "{} is valid: cluster {}, {machines} machines, {} load balancers, {} filesystems, {} workload objects.",
+    terminal::print(format_args!(
+        "{} is valid: cluster {}, {machines} machines, {} load balancers, {} filesystems, {} workload objects.\n",
         args.file.display(),
         loaded.blueprint.metadata.name,
         spec.load_balancers.len(),
         spec.filesystems.len(),
         spec.workloads.len()
-    );
+    ))?;
     Ok(exit(true))
 }
 
