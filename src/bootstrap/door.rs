@@ -63,10 +63,11 @@ pub trait HostObserver: Send + Sync {
     async fn observe(&self, known: &[Observed]) -> Result<Vec<Observed>>;
 }
 
-/// Empties a node before its machine goes: cordon, evict, wait, delete the Node. A node that does not exist is drained.
+/// Takes a node out of the cluster before its machine goes: cordon, evict, wait (unless its pods are lost with it), delete the Node. A
+/// node that does not exist is drained.
 #[async_trait]
 pub trait Drain: Send + Sync {
-    async fn drain(&self, node_name: &str, progress: Progress<'_>) -> Result<()>;
+    async fn drain(&self, node_name: &str, moves_pods: bool, progress: Progress<'_>) -> Result<()>;
 }
 
 /// See the module text.
@@ -102,7 +103,11 @@ impl Door for HostDoor {
     }
 
     fn render(&self, action: &Action, inputs: &Inputs) -> Result<Request> {
-        let body = if action.verb == Verb::Delete { json!({"nodeName": action.id.name}) } else { install_body(action, inputs, self.side)? };
+        let body = if action.verb == Verb::Delete {
+            json!({"nodeName": action.id.name, "drain": action.spec["drain"]})
+        } else {
+            install_body(action, inputs, self.side)?
+        };
         Ok(Request::of(&self.cluster, action, body))
     }
 
@@ -110,7 +115,8 @@ impl Door for HostDoor {
         let damaged = || format!("could not understand the request for {}", request.id);
         if request.verb == Verb::Delete {
             let name = request.body["nodeName"].as_str().ok_or_else(|| Error::internal(damaged()))?;
-            self.drain.drain(name, progress).await?;
+            // Nobody on a machine that is dead could tell that its pods have ended.
+            self.drain.drain(name, request.body["drain"] != false, progress).await?;
             self.ssh.forget(name);
             return Ok(None);
         }

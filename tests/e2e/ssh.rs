@@ -249,3 +249,23 @@ fn machines_behind_a_jump_host_are_reached_through_it_and_nothing_else() {
     hosts.ok(&["down", file, "--yes"]);
     assert_same(&before, &hosts.inventories());
 }
+
+#[test]
+fn a_host_that_died_keeps_its_machine_until_it_is_taken_out_of_the_list() {
+    let mut hosts = three_hosts("dies");
+    let file = hosts.example(1, "");
+    let file = file.to_str().expect("path");
+    hosts.ok(&["up", file, "--yes"]);
+    hosts.machines.stop("host-12").expect("its power is cut");
+    let plan = hosts.kprov(&["plan", file, "--exit-code"]);
+    assert_eq!(plan.status.code(), Some(2), "{}", text(&plan));
+    let plan = text(&plan);
+    assert!(plan.contains("10.99.0.12") && !plan.contains("10.99.0.13"), "nothing moves on a guess: {plan}");
+
+    hosts.unlist("host-12");
+    let file = hosts.example(1, "");
+    let file = file.to_str().expect("path");
+    hosts.ok(&["up", file, "--yes", "--timeout", "200"]);
+    hosts.until(|| hosts.ok(&["status", &hosts.name, "-o", "json"]).contains("\"10.99.0.13\""));
+    hosts.ok(&["down", file, "--yes"]);
+}

@@ -87,11 +87,11 @@ struct OutsideDrain {
 
 #[async_trait]
 impl Drain for OutsideDrain {
-    async fn drain(&self, node_name: &str, progress: Progress<'_>) -> Result<()> {
+    async fn drain(&self, node_name: &str, moves_pods: bool, progress: Progress<'_>) -> Result<()> {
         let observed = self.provider.observe(&[]).await?;
         // Without a control plane there is no cluster to take the node out of.
         let Some(machine) = control_plane(&observed) else { return Ok(()) };
-        nodes::drain(&api(&self.trust, remote::address(machine, Side::Outside)?)?, node_name, progress).await
+        nodes::drain(&api(&self.trust, remote::address(machine, Side::Outside)?)?, node_name, moves_pods, progress).await
     }
 }
 
@@ -109,7 +109,7 @@ struct InsideDrain(Client);
 
 #[async_trait]
 impl Drain for InsideDrain {
-    async fn drain(&self, node_name: &str, progress: Progress<'_>) -> Result<()> {
-        nodes::drain(&self.0, node_name, progress).await
+    async fn drain(&self, node_name: &str, moves_pods: bool, progress: Progress<'_>) -> Result<()> {
+        nodes::drain(&self.0, node_name, moves_pods, progress).await
     }
 }

@@ -5,6 +5,7 @@ use super::waiting::is_ready;
 use crate::engine::{HOST, Id, MACHINE, Observed, Phase};
 use crate::error::{Error, Kind, Result};
 use crate::orchestrator::client::{Client, Delete, Patch, Selector, path};
+use futures::FutureExt;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use serde_json::json;
 use std::sync::Arc;
@@ -53,7 +54,7 @@ pub fn unlabelled(nodes: &[Arc<Node>], machines: &[Observed]) -> Vec<(String, St
 }
 
 /// Cordons the node, moves its pods away, and removes it from the cluster. Safe to repeat; a node that is gone is done.
-pub async fn drain(client: &Client, name: &str, progress: &(dyn Fn(&str) + Send + Sync)) -> Result<()> {
+pub async fn drain(client: &Client, name: &str, moves_pods: bool, progress: &(dyn Fn(&str) + Send + Sync)) -> Result<()> {
     if client.get::<Node>("", name).await?.is_none() {
         return Ok(());
     }
@@ -61,7 +62,7 @@ pub async fn drain(client: &Client, name: &str, progress: &(dyn Fn(&str) + Send 
     client.patch::<Node>("", name, "", Patch::Merge, &json!({"spec": {"unschedulable": true}})).await?;
     let deadline = Instant::now() + DRAIN_LIMIT;
     let selector = Selector::fields(format!("spec.nodeName={name}"));
-    loop {
+    while moves_pods {
         let leaving: Vec<Pod> = client.list::<Pod>("", &selector).await?.items.into_iter().filter(must_leave).collect();
         if leaving.is_empty() {
             break;
@@ -106,8 +107,10 @@ async fn await_change(client: &Client, selector: &Selector, deadline: Instant) -
     let informer = crate::orchestrator::client::Informer::<Pod>::start(client.clone(), selector.clone(), &cancel);
     informer.synced().await;
     let mut changed = informer.changed();
+    // What was there at the start is no change.
+    let _ = changed.wait().now_or_never();
     if informer.list().iter().all(|pod| !must_leave(pod)) {
         return Ok(true);
     }
-    Ok(tokio::time::timeout_at(deadline, changed.wait()).await.is_ok())
+    Ok(tokio::time::timeout_at(deadline, changed.wait()).await.is_ok() && Instant::now() < deadline)
 }

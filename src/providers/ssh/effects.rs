@@ -11,6 +11,8 @@ use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 use std::time::{Duration, SystemTime};
 
+/// A host whose doors were opened for the loop, by its alias; no resource of the engine's.
+pub const ADMISSION: &str = "admission";
 /// How long a key that was let in for recovery may log in.
 const ADMITTED: Duration = Duration::from_secs(300);
 
@@ -67,7 +69,7 @@ impl Machines {
         }
         let host = match self.hosts.find(place).await {
             Some(host) => host,
-            None => self.recorded(world, &request.id)?,
+            None => self.recorded(world, place)?,
         };
         progress("claiming the host");
         let look = self.hosts.look_at(place.into(), Ok(host.clone())).await;
@@ -100,14 +102,14 @@ impl Machines {
     /// The loop's key for the hosts that it is about to claim, and how it reaches them.
     pub(super) async fn let_loop_in(&self, resources: &[Resource]) -> Result<()> {
         let world = self.world().await?;
-        let machines = resources.iter().filter(|resource| resource.id.kind == MACHINE && world.thing(&resource.id).is_none());
-        for machine in machines {
+        let has_its_host = |machine: &Resource| world.thing(&machine.id).is_some_and(|thing| machine.spec["host"] == thing.handle.as_str());
+        for machine in resources.iter().filter(|resource| resource.id.kind == MACHINE && !has_its_host(resource)) {
             let place = machine.spec["host"].as_str().unwrap_or_default();
             let host = self.host(place).await?;
             let look = self.hosts.look_at(place.into(), Ok(host.clone())).await;
-            let token = crate::engine::token(&self.cluster.uid, &machine.id, 1);
-            // On record first: whatever is let in here is found again and taken away.
-            self.put(&world, &Record { reach: look.reach, ..World::first(&machine.id, 1, &token, &machine.spec) }, "").await?;
+            let id = Id::new(ADMISSION, super::access::alias(place));
+            // On record first: whoever is let in here is found again and sent away.
+            self.put(&world, &Record { reach: look.reach, ..World::first(&id, 1, "", &json!({"host": place})) }, "").await?;
             let line = self.key_line(machine.spec["sshPublicKey"].as_str().unwrap_or_default());
             self.hosts.order(&host, "admit the cluster's key to", &["admit", &self.cluster.uid, &host.target.ssh_user, &line]).await?;
         }
@@ -122,19 +124,56 @@ impl Machines {
         progress("taking kprov off the host");
         let host = match self.hosts.find(&machine.handle).await {
             Some(host) => host,
-            None => self.recorded(world, &request.id)?,
+            None => self.recorded(world, &machine.handle)?,
         };
         let data = ["release", &self.cluster.uid, &request.id.name, &host.target.ssh_user];
-        let released = self.hosts.order(&host, "release", &data).await;
-        released.map_err(|error| error.hint("a host that is gone for good: take it out of the list, and its claim is forgotten"))?;
+        match self.hosts.order(&host, "release", &data).await {
+            Err(error) if matches!(machine.phase, Phase::Broken(_)) && self.is_given_up(&machine.handle) => {
+                tracing::warn!("{} is forgotten: it is no longer listed and does not answer ({})", machine.handle, error.chain());
+            }
+            released => {
+                drop(released.map_err(|error| error.hint("a host that is gone for good: take it out of the list, and it is forgotten"))?)
+            }
+        }
         self.unput(world, &request.id).await?;
         Ok(None)
     }
 
+    /// The operator's word that a host is no more: it is not in the list.
+    fn is_given_up(&self, place: &str) -> bool {
+        let listed = || self.hosts.listed().iter().map(super::wish::place).collect();
+        !self.wished.lock().clone().unwrap_or_else(listed).contains(place)
+    }
+
     /// A host that is no longer listed, by what was remembered of it.
-    fn recorded(&self, world: &World, id: &Id) -> Result<Host> {
-        let reach = world.records.get(id).and_then(|record| record.reach.as_ref());
-        reach.map(super::hosts::of_reach).ok_or_else(|| Error::host(format!("could not find out how to reach the host of {id}")))
+    fn recorded(&self, world: &World, place: &str) -> Result<Host> {
+        let reach = world.records.values().filter_map(|record| record.reach.as_ref()).find(|reach| reach.place == place);
+        reach.map(super::hosts::of_reach).ok_or_else(|| {
+            Error::host(format!("could not reach host {place}: it is not known here"))
+                .hint("list it in spec.providers.ssh.hosts and run kprov up: only the operator can let the cluster in")
+        })
+    }
+
+    /// The records go, and with them the keys of whoever was let in without a claim.
+    async fn farewell(&self, world: &World) -> Result<()> {
+        let keeper = self.keeper(world).await?;
+        let elsewhere = |record: &&Record| record.id.kind == ADMISSION && record.spec["host"] != keeper.place.as_str();
+        for admission in world.records.values().filter(elsewhere) {
+            let place = admission.spec["host"].as_str().unwrap_or_default();
+            let host = match self.hosts.find(place).await {
+                Some(host) => host,
+                None => self.recorded(world, place)?,
+            };
+            let sent_away =
+                self.hosts.order(&host, "send the cluster away from", &["forget", &self.cluster.uid, &host.target.ssh_user]).await;
+            if sent_away.is_err() && self.is_given_up(place) {
+                continue;
+            }
+            sent_away?;
+        }
+        self.hosts.order(&keeper, "forget the cluster on", &["forget", &self.cluster.uid, &keeper.target.ssh_user]).await?;
+        self.keeper.lock().take();
+        Ok(())
     }
 
     async fn keep_record(&self, world: &World, request: &Request) -> Result<Option<Observed>> {
@@ -161,9 +200,7 @@ impl Machines {
             self.unput(world, &request.id).await?;
             return Ok(None);
         }
-        let keeper = self.keeper(world).await?;
-        self.hosts.order(&keeper, "forget the cluster on", &["forget", &self.cluster.uid, &keeper.target.ssh_user]).await?;
-        self.keeper.lock().take();
+        self.farewell(world).await?;
         Ok(None)
     }
 
@@ -212,11 +249,7 @@ impl Machines {
         };
         let mut left: Vec<String> = world.silent.iter().map(|(place, why)| format!("host {place} cannot be looked at: {why}")).collect();
         if world.anchor.is_some() && world.things.is_empty() {
-            let swept = async {
-                let keeper = self.keeper(&world).await?;
-                self.hosts.order(&keeper, "forget the cluster on", &["forget", &self.cluster.uid, &keeper.target.ssh_user]).await
-            };
-            left.extend(swept.await.err().map(|error| error.chain()));
+            left.extend(self.farewell(&world).await.err().map(|error| error.chain()));
         }
         left
     }

@@ -38,6 +38,8 @@ pub struct Machines {
     hosts: Hosts,
     /// Where the records were found.
     keeper: Mutex<Option<String>>,
+    /// The list of the last wish: who was taken out of it and does not answer is given up.
+    wished: Mutex<Option<BTreeSet<String>>>,
     /// Only the loop has them: what it was told, to tell it again.
     credentials: Option<Credentials>,
 }
@@ -56,7 +58,7 @@ impl Machines {
     pub fn connect(settings: &Settings, cluster: &Cluster) -> Result<Machines> {
         let section: Section = settings.own()?;
         let hosts = Hosts::of_operator(&paths::home(), section)?;
-        Ok(Machines { cluster: cluster.clone(), hosts, keeper: Mutex::default(), credentials: None })
+        Ok(Machines { cluster: cluster.clone(), hosts, keeper: Mutex::default(), wished: Mutex::default(), credentials: None })
     }
 
     /// From inside the cluster, with what `loop_credentials` gave.
@@ -64,7 +66,13 @@ impl Machines {
         let credentials: Credentials =
             serde_json::from_value(credentials.clone()).or_fail(Kind::Input, || "could not read how the hosts are reached")?;
         let hosts = Hosts::of_loop(Path::new(paths::DATA), credentials.hosts.clone(), credentials.addresses.clone())?;
-        Ok(Machines { cluster: credentials.cluster.clone(), hosts, keeper: Mutex::default(), credentials: Some(credentials) })
+        Ok(Machines {
+            cluster: credentials.cluster.clone(),
+            hosts,
+            keeper: Mutex::default(),
+            wished: Mutex::default(),
+            credentials: Some(credentials),
+        })
     }
 
     /// Everything that can be known now.
@@ -139,7 +147,9 @@ impl Provider for Machines {
         let mut all = resources::expand(blueprint, context)?;
         // The loop's wish is the blueprint inside, which the operator may have changed since; without a list of its own, ours.
         let listed = Some(&blueprint.spec.providers.ssh.hosts).filter(|hosts| !hosts.is_empty()).cloned();
-        let places = wish::assign(blueprint, &listed.unwrap_or_else(|| self.hosts.listed()), &world.held())?;
+        let listed = listed.unwrap_or_else(|| self.hosts.listed());
+        *self.wished.lock() = Some(listed.iter().map(wish::place).collect());
+        let places = wish::assign(blueprint, &listed, &world.held())?;
         for machine in all.iter_mut().filter(|resource| resource.id.kind == MACHINE) {
             let place = places.get(&machine.id.name).cloned().unwrap_or_default();
             machine.summary = format!("{place}, at least {}", machine.summary);

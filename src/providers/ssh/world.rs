@@ -1,6 +1,7 @@
 //! The cluster as its hosts tell it, all of them together. Pure; uncertainty is an error or a broken machine, never an absence.
 
 use super::balance;
+use super::effects::ADMISSION;
 use super::record::{CLUSTER, EPOCH, Reach, Record, Seen};
 use crate::engine::{Cluster, Id, Observed, Phase};
 use crate::error::{Error, Result};
@@ -104,7 +105,7 @@ impl World {
     fn others(&mut self) {
         let Some(anchor) = &self.anchor else { return };
         let network = self.records.keys().find(|id| id.kind == NETWORK).cloned();
-        for record in self.records.values().filter(|record| record.id.kind != MACHINE) {
+        for record in self.records.values().filter(|record| ![MACHINE, ADMISSION].contains(&record.id.kind.as_str())) {
             let mut needs: Vec<Id> = network.iter().filter(|network| **network != record.id).cloned().collect();
             if record.id.kind == LOAD_BALANCER
                 && let Ok(spec) = serde_json::from_value::<LoadBalancerSpec>(record.spec.clone())

@@ -104,6 +104,10 @@ impl Hosts {
         self.hosts.pop().expect("a host").key
     }
 
+    pub fn unlist(&mut self, name: &str) {
+        self.hosts.retain(|host| host.name != name);
+    }
+
     /// The list for `spec.providers.ssh.hosts`, host keys included.
     pub fn list(&self) -> String {
         let key = self.path("key").display().to_string();
