@@ -5,7 +5,7 @@
 //!                   <- Report::Need{sha256}   : exactly `size` raw bytes of that archive follow
 //! ```
 
-use super::spec::{HostSpec, Marker};
+use super::spec::{HostSpec, Image, Marker};
 use crate::error::{Context, Error, Kind, Result};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -17,6 +17,8 @@ use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, AsyncWrite, AsyncWr
 #[serde(rename_all = "camelCase")]
 pub enum Order {
     Install(Box<HostSpec>),
+    /// Keeps these archives on a control plane, for the loop inside to send on; those that are there are not asked for.
+    Archives(Vec<Image>),
     /// Stops the services and takes the files away.
     Remove,
     /// Sends back the files in /etc/kprov/pki of a control plane (a secret, over the same verified connection).

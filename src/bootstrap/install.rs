@@ -3,7 +3,7 @@
 use super::facts::{self, Facts, Needs};
 use super::frame::{self, Order, Report};
 use super::plan::{self, Step, Wish};
-use super::spec::{File, HostSpec, Marker};
+use super::spec::{File, HostSpec, Image, Marker};
 use super::trust::Trust;
 use crate::engine::Progress;
 use crate::error::{Context, Error, Kind, Result};
@@ -179,13 +179,21 @@ async fn converse(connection: &Connection, order: Order, progress: Progress<'_>)
 }
 
 async fn send_image(order: &Order, sha256: &str, to: &mut (impl tokio::io::AsyncWrite + Unpin), progress: Progress<'_>) -> Result<()> {
-    let Order::Install(spec) = order else { return Err(Error::internal("could not send an image: none was offered")) };
+    let offered = match order {
+        Order::Install(spec) => spec.images.as_slice(),
+        Order::Archives(images) => images.as_slice(),
+        Order::Remove | Order::Keys => &[],
+    };
     // Only what was offered: the machine names a sum, never a path.
-    let image = spec.images.iter().find(|image| image.sha256 == sha256);
+    let image = offered.iter().find(|image| image.sha256 == sha256);
     let image = image.ok_or_else(|| Error::host("could not send an image: the machine asks for one that was not offered"))?;
     let name = image.names.first().map(String::as_str).unwrap_or(sha256);
     progress(&format!("uploading image {name} ({} MiB)", image.size >> 20));
     let failed = || format!("could not send {}", image.source.display());
+    if image.size == 0 {
+        return Err(Error::host(format!("{}: the control plane has not got it whole", failed()))
+            .hint("run kprov up with the blueprint again: it brings the archive"));
+    }
     let file = tokio::fs::File::open(&image.source).await.or_fail(Kind::Host, failed)?;
     let sent =
         tokio::io::copy_buf(&mut BufReader::with_capacity(1 << 20, file.take(image.size)), to).await.or_fail(Kind::Transient, failed)?;
@@ -205,6 +213,11 @@ pub async fn keys(connection: &Connection) -> Result<Option<Trust>> {
     let files: BTreeMap<String, Vec<u8>> =
         answer.keys.into_iter().map(|file| (file.path.to_string_lossy().into_owned(), file.content)).collect();
     Trust::from_files(&files, SystemTime::now()).map(Some)
+}
+
+/// Brings archives to a control plane, where the loop inside finds them.
+pub async fn archives(connection: &Connection, images: &[Image], progress: Progress<'_>) -> Result<()> {
+    converse(connection, Order::Archives(images.to_vec()), progress).await.map(drop)
 }
 
 /// Takes kprov away from a machine that stays.

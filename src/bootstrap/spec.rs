@@ -20,6 +20,8 @@ pub const MARKER: &str = "/etc/kprov/host.json";
 pub const PROVIDER_FILE: &str = "/etc/kprov/provider.json";
 pub const CONTAINERD_CONFIG: &str = "/etc/containerd/config.toml";
 pub const CONTAINERD_SOCKET: &str = "/run/containerd/containerd.sock";
+/// Archives lie here: on a control plane for as long as the blueprint names them, elsewhere until they are imported.
+pub const ARCHIVES: &str = "/var/lib/kprov/images";
 /// The pause and demo image, packed on the machine from the uploaded program.
 pub use crate::sys::oci::KPROV_IMAGE;
 
@@ -87,6 +89,13 @@ pub struct Image {
     pub size: u64,
     /// Where the one who sends it finds it; nothing to the machine.
     pub source: PathBuf,
+}
+
+impl Image {
+    /// Where a control plane keeps it.
+    pub fn kept(&self) -> PathBuf {
+        PathBuf::from(ARCHIVES).join(format!("{}.tar", self.sha256))
+    }
 }
 
 /// A long-running program, kept running by systemd or by kprov's own supervisor.

@@ -4,7 +4,7 @@
 //! [`REST`]; each time it looks at everything afresh. It acts only while the epoch says that it is the writer.
 
 use super::world::hosts::{Hosts, all_machines};
-use super::world::{host_door, nodes, waiting};
+use super::world::{host_door, images, nodes, waiting};
 use crate::blueprint::{Blueprint, schema::Metadata};
 use crate::bootstrap::install::Program;
 use crate::bootstrap::spec::PROVIDER_FILE;
@@ -74,7 +74,7 @@ impl Keeper {
         let secret: Value = serde_json::from_str(&credentials).or_fail(Kind::Host, || format!("could not read {PROVIDER_FILE}"))?;
         let provider = providers::from_credentials(&secret).await?;
         provider.hold_key(&trust.ssh.private);
-        let hosts = Hosts { trust: trust.clone(), program: Program::current()?, provider: provider.clone(), images: Vec::new() };
+        let hosts = Hosts { trust: trust.clone(), program: Program::current()?, provider: provider.clone(), images: Arc::default() };
         let ssh = Ssh::open(&config.data, &trust.ssh)?;
         let doors: Vec<Arc<dyn Door>> = vec![provider.clone(), host_door::inside(ssh, hosts.clone(), client.clone())];
         let journal = FileJournal::open(&config.data.join("journal"), wall_clock())?;
@@ -113,6 +113,9 @@ impl Keeper {
         // Absence decides nothing: a Blueprint that somebody deleted is not a wish for no machines.
         let Some(object) = self.blueprints.get("", &self.hosts.trust.cluster.name) else { return Ok(REST) };
         let blueprint = blueprint(&object);
+        let known = self.hosts.images.read().clone();
+        let kept = tokio::task::block_in_place(|| images::kept(&blueprint.spec, &known));
+        *self.hosts.images.write() = kept;
         let services = self.informers.services.list();
         let desired = self.desired(&blueprint, &services).await?;
         let mut options = Options::new(epoch);

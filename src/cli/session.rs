@@ -1,21 +1,24 @@
 //! One cluster, opened by a command that may change it: state folder locked, provider reached, uid known, trust at hand.
 
+use super::progress::Progress;
 use super::state::{self, Record, State};
 use super::world::blueprint_door::{self, BlueprintDoor};
 use super::world::hosts::Hosts;
 use super::world::outside::{Outside, desired};
 use super::world::{host_door, images, recover};
 use crate::blueprint::Blueprint;
-use crate::bootstrap::install::Program;
+use crate::bootstrap::install::{self, Program};
+use crate::bootstrap::spec::Image;
 use crate::bootstrap::trust::Trust;
 use crate::engine::handoff::{self, Epoch, Wish, Writer};
 use crate::engine::journal::{FileJournal, wall_clock};
-use crate::engine::{Cluster, Observed};
+use crate::engine::{Cluster, Observed, Phase};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::orchestrator::client::Client;
 use crate::providers::{self, Context, Provider, Settings};
-use crate::remote::{Side, Ssh, address};
+use crate::remote::{Side, Ssh, Target, address};
 use crate::sys::files;
+use parking_lot::RwLock;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -109,12 +112,14 @@ impl Session {
     /// The doors and the wishes for a blueprint.
     pub async fn world(&self, blueprint: &Blueprint, archives: &[PathBuf]) -> Result<Outside> {
         let trust = self.trust()?.clone();
+        let images: Vec<Image> = archives.iter().map(|path| images::read(path)).collect::<Result<_>>()?;
         let hosts = Hosts {
             program: Program::current()?,
             provider: self.provider.clone(),
-            images: archives.iter().map(|path| images::read(path)).collect::<Result<_>>()?,
+            images: Arc::new(RwLock::new(images.clone())),
             trust: trust.clone(),
         };
+        let blueprint = &images::pinned(blueprint, &images);
         let context = Context {
             cluster: self.cluster.clone(),
             ssh_public_key: trust.ssh.public.clone(),
@@ -127,6 +132,8 @@ impl Session {
             provider: self.provider.clone(),
             doors: vec![self.provider.clone(), host_door::outside(ssh, hosts), Arc::new(blueprint_door)],
             desired,
+            images,
+            blueprint: Some(blueprint.clone()),
             journal: FileJournal::open(&self.folder.join("journal"), wall_clock())?,
             cancel: self.cancel.clone(),
         })
@@ -137,12 +144,27 @@ impl Session {
         Ssh::open(&self.folder, &self.trust()?.ssh)
     }
 
+    /// Brings archives to every control plane that runs: from there the loop inside sends them on. Cheap when they are there.
+    pub async fn bring(&self, images: &[Image], observed: &[Observed], progress: &Progress) -> Result<()> {
+        if images.is_empty() {
+            return Ok(());
+        }
+        let ssh = self.ssh()?;
+        for machine in observed.iter().filter(|thing| blueprint_door::is_control_plane(thing) && thing.phase == Phase::Ready) {
+            let connection = ssh.connect(&Target::of(machine, Side::Outside)?, SILENCE).await?;
+            install::archives(&connection, images, &|text| progress.waiting(text)).await?;
+        }
+        Ok(())
+    }
+
     /// The doors on the way down: everything that the provider holds, and nothing else.
     pub fn way_down(&self) -> Result<Outside> {
         Ok(Outside {
             provider: self.provider.clone(),
             doors: vec![self.provider.clone()],
             desired: Vec::new(),
+            images: Vec::new(),
+            blueprint: None,
             journal: FileJournal::open(&self.folder.join("journal"), wall_clock())?,
             cancel: self.cancel.clone(),
         })

@@ -11,9 +11,9 @@ use super::progress::Progress;
 use super::session::Session;
 use super::world::blueprint_door;
 use super::world::hosts::all_machines;
+use super::world::outside::Outside;
 use super::world::served::{Watch, until_answering, until_resolving, until_served};
 use super::{logging, terminal};
-use crate::blueprint::Blueprint;
 use crate::blueprint::load::Loaded;
 use crate::engine::handoff::Writer;
 use crate::engine::{Observed, plan::Plan};
@@ -69,7 +69,7 @@ async fn bring_up(args: &Args, loaded: &Loaded, session: &mut Session, deadline:
         let observed = match session.writer().await? {
             Writer::Inside(_) => {
                 world.provider.prepare(&world.desired).await?;
-                hand_to_loop(session, blueprint, &progress).await?
+                hand_to_loop(session, &world, &progress).await?
             }
             Writer::Us(ours) => {
                 let observed = world.converge(ours.epoch, deadline, &progress).await?;
@@ -78,6 +78,9 @@ async fn bring_up(args: &Args, loaded: &Loaded, session: &mut Session, deadline:
             }
         };
         session.save_kubeconfig(&observed)?;
+    } else {
+        // Nothing to change, but the loop may have lost an archive that it needs for the next machine.
+        session.bring(&world.images, &look.observed, &progress).await?;
     }
     let observed = tokio::select! {
         served = serve(session, loaded, deadline, &progress) => served?,
@@ -102,10 +105,14 @@ fn interrupted() -> Error {
         .hint("the cluster goes on by itself; run the same command again to wait for it")
 }
 
-/// The cluster is its own writer: it is told the wish and does the rest.
-async fn hand_to_loop(session: &Session, blueprint: &Blueprint, progress: &Progress) -> Result<Vec<Observed>> {
+/// The cluster is its own writer: it is told the wish and does the rest. The archives are there before the wish that names them, and
+/// looked for again after it: until then they were nobody's, and a sweep may have taken them.
+async fn hand_to_loop(session: &Session, world: &Outside, progress: &Progress) -> Result<Vec<Observed>> {
     let observed = session.observe_provider().await?;
+    let blueprint = world.blueprint.as_ref().ok_or_else(|| Error::internal("there is no blueprint to hand over"))?;
+    session.bring(&world.images, &observed, progress).await?;
     blueprint_door::write(&session.api(&observed)?, blueprint).await?;
+    session.bring(&world.images, &observed, progress).await?;
     progress.waiting("the blueprint is written; the loop inside the cluster carries it out");
     Ok(observed)
 }

@@ -187,6 +187,44 @@ fn a_service_of_type_load_balancer_gets_one_from_the_provider_and_gives_it_back(
     assert!(!resources.iter().any(|thing| thing["id"]["name"].as_str().is_some_and(|name| name.starts_with("svc-"))), "{resources:?}");
 }
 
+#[test]
+fn archives_of_the_blueprint_reach_machines_that_the_loop_adds_and_follow_a_later_up() {
+    let story = Story::new("images");
+    let blueprint = story.example();
+    let file = blueprint.to_str().expect("path").to_string();
+    let plain = std::fs::read_to_string(&blueprint).expect("blueprint");
+    let with_archive = |number: u32| {
+        let archive = story.path(&format!("demo{number}.tar"));
+        story.ok(&["image", "--output", archive.to_str().expect("path"), "--name", &format!("example.dev/demo:{number}")]);
+        story.write("blueprint.yaml", &plain.replace("  images: []", &format!("  images: [demo{number}.tar]")));
+        story.ok(&["up", &file, "--yes"]);
+    };
+    let images =
+        |machine: &str| story.ok(&["ssh", &story.name, machine, "--", "ctr", "--namespace", "k8s.io", "images", "list", "--quiet"]);
+    with_archive(1);
+    for machine in ["control-1", "worker-1", "worker-2"] {
+        assert!(images(machine).contains("example.dev/demo:1"), "{machine} lacks the archive's image");
+    }
+
+    let group = |name: &str, role: &str, count: u32| {
+        format!(r#"{{"name":"{name}","role":"{role}","count":{count},"size":{{"cpu":1,"memory":"1Gi","disk":"10Gi"}}}}"#)
+    };
+    let patch = format!(r#"{{"spec":{{"machines":[{},{}]}}}}"#, group("control", "control-plane", 1), group("worker", "worker", 3));
+    story.kubectl_ok(&["patch", "blueprint", &story.name, "--type", "merge", "-p", &patch]);
+    story.kubectl_ok(&["wait", "--for=create", "node/worker-3", "--timeout=60s"]);
+    story.kubectl_ok(&["wait", "--for=condition=Ready", "node/worker-3", "--timeout=60s"]);
+    assert!(images("worker-3").contains("example.dev/demo:1"), "a machine that the loop made lacks the archive's image");
+
+    with_archive(2);
+    for machine in ["control-1", "worker-1", "worker-2"] {
+        assert!(images(machine).contains("example.dev/demo:2"), "{machine} lacks the later archive's image");
+    }
+    let kept = story.ok(&["ssh", &story.name, "control-1", "--", "ls", "/var/lib/kprov/images"]);
+    assert_eq!(kept.lines().filter(|line| line.ends_with(".tar")).count(), 1, "only the archive that is named is kept: {kept}");
+    let plan = story.kprov(&["plan", &file, "--exit-code"]);
+    assert_eq!(plan.status.code(), Some(0), "{}", text(&plan));
+}
+
 /// kill -9 of a machine's first process, as if its power had been cut.
 fn kill_machine(story: &Story, machine: &str) {
     let pid = nix::unistd::Pid::from_raw(story.machine_pid(machine));

@@ -60,6 +60,11 @@ fn carry_out(order: Order, input: BufReader<Stdin>, reporter: &Reporter) -> Resu
     }
     match order {
         Order::Install(spec) => install(&spec, input, reporter).map(Some),
+        Order::Archives(images) => {
+            let _lock = one_at_a_time(reporter)?;
+            images::keep(&images, input, reporter)?;
+            Ok(None)
+        }
         Order::Remove => remove::everything(reporter).map(|()| None),
         Order::Keys => {
             let keys = disk::keys(Path::new(paths::PKI))?;
@@ -99,6 +104,7 @@ fn install(spec: &HostSpec, input: BufReader<Stdin>, reporter: &Reporter) -> Res
             let bytes = serde_json::to_vec(&marker).expect("a marker always serialises");
             Ok(disk::ensure(Path::new(MARKER), 0o644, &bytes)?.into())
         })?;
+        images::sweep(&spec.images)?;
         Ok(marker)
     })
 }

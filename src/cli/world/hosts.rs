@@ -1,7 +1,8 @@
 //! What each machine is told when it becomes a host: joins bootstrap's files with the orchestrator's configuration.
 //! The same code outside (`kprov up`) and inside (the loop), so both want the same host.
 
-use crate::blueprint::{Blueprint, Role};
+use super::images;
+use crate::blueprint::{Blueprint, Role, schema::MachineGroup};
 use crate::bootstrap::door::{HostSource, HostWish};
 use crate::bootstrap::install::Program;
 use crate::bootstrap::spec::{self, ControlPlane, HostSpec, Image, Node};
@@ -13,6 +14,7 @@ use crate::providers::Provider;
 use crate::remote::{self, Side};
 use crate::sys::paths;
 use async_trait::async_trait;
+use parking_lot::RwLock;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -28,8 +30,8 @@ pub struct Hosts {
     pub trust: Arc<Trust>,
     pub program: Arc<Program>,
     pub provider: Arc<dyn Provider>,
-    /// The blueprint's own archives; kprov's image is packed on each machine.
-    pub images: Vec<Image>,
+    /// The blueprint's own archives; kprov's image is packed on each machine. The loop inside changes them as the blueprint does.
+    pub images: Arc<RwLock<Vec<Image>>>,
 }
 
 impl Hosts {
@@ -37,25 +39,30 @@ impl Hosts {
     pub fn resources(&self, blueprint: &Blueprint) -> Vec<Resource> {
         let controls = machines_of(blueprint, Role::ControlPlane);
         let groups = blueprint.spec.machines.iter();
-        groups.flat_map(|group| group.machine_names().map(|name| self.resource(&name, group.role, &controls)).collect::<Vec<_>>()).collect()
+        let digests = images::digests(&blueprint.spec).join(" ");
+        let resource = |group: &MachineGroup, name: String| self.resource(&name, group.role, &controls, &digests);
+        groups.flat_map(|group| group.machine_names().map(|name| resource(group, name)).collect::<Vec<_>>()).collect()
     }
 
-    fn resource(&self, name: &str, role: Role, controls: &[String]) -> Resource {
-        let wish = HostWish { role: role_name(role).into(), revision: self.revision(role), node_name: name.into() };
+    fn resource(&self, name: &str, role: Role, controls: &[String], images: &str) -> Resource {
+        let wish = HostWish { role: role_name(role).into(), revision: self.revision(role, images), node_name: name.into() };
         // Whoever joins must be told where the API is.
         let control = controls.iter().take(1).filter(|control| *control != name);
         wish.resource(name, control.map(|control| Id::new(MACHINE, control)).collect())
     }
 
-    /// Changes when anything a host is told changes, but for what belongs to the machine itself (addresses, certificates), and for
-    /// archives: only the command line has those, and the loop must not take its not having them for drift.
-    fn revision(&self, role: Role) -> String {
-        spec::revision(&[
+    /// Changes when anything a host is told changes, but for what belongs to the machine itself (addresses, certificates).
+    fn revision(&self, role: Role, images: &str) -> String {
+        let mut parts = vec![
             ("program", self.program.sha256()),
             ("role", role_name(role)),
             ("service network", config::SERVICE_CIDR),
             ("pod network", config::POD_CIDR),
-        ])
+        ];
+        if !images.is_empty() {
+            parts.push(("images", images));
+        }
+        spec::revision(&parts)
     }
 
     /// For the loop inside (a secret): lands on control planes only. The provider's name is around it, so that the loop knows whose it is.
@@ -124,7 +131,7 @@ impl HostSource for Hosts {
             revision: &wish.revision,
             generation: machine.generation,
             agent_config: encode(&self.agent(name, address, api, is_control, &wish.revision, machine)?)?,
-            images: self.images.clone(),
+            images: self.images.read().clone(),
             files: Vec::new(),
         };
         if !is_control {

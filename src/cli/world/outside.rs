@@ -3,6 +3,7 @@
 use super::blueprint_door;
 use super::hosts::{Hosts, machines_of};
 use crate::blueprint::{Blueprint, Role};
+use crate::bootstrap::spec::Image;
 use crate::cli::progress::Progress;
 use crate::engine::converge::{Look, Options, converge, look};
 use crate::engine::journal::FileJournal;
@@ -20,6 +21,9 @@ pub struct Outside {
     pub doors: Vec<Arc<dyn Door>>,
     pub desired: Vec<Resource>,
     pub journal: FileJournal,
+    /// The blueprint's archives, and the blueprint with their digests; none on the way down.
+    pub images: Vec<Image>,
+    pub blueprint: Option<Blueprint>,
     /// The first Ctrl-C: start nothing new, finish what is in flight.
     pub cancel: CancellationToken,
 }
