@@ -83,7 +83,10 @@ impl Machines {
         // Hosts that are no longer listed, or not yet known here, are on record.
         let listed: BTreeSet<&str> = looks.iter().map(|look| look.place.as_str()).collect();
         let recorded = world.records.values().filter_map(|record| record.reach.clone());
-        let more: Vec<Reach> = recorded.filter(|reach| !listed.contains(reach.place.as_str())).collect();
+        let more = recorded.filter(|reach| !listed.contains(reach.place.as_str()));
+        // Once each, however many records speak of it: two answers of one host would be two machines.
+        let more: BTreeMap<String, Reach> = more.map(|reach| (reach.place.clone(), reach)).collect();
+        let more: Vec<Reach> = more.into_values().collect();
         if !more.is_empty() {
             let places: BTreeSet<&str> = more.iter().map(|reach| reach.place.as_str()).collect();
             let further = self.hosts.look(&more).await;
