@@ -13,6 +13,11 @@ pub const KUBERNETES_ADDRESS: &str = "10.96.0.1";
 pub const DNS_ADDRESS: &str = "10.96.0.10";
 pub const CLUSTER_DOMAIN: &str = "cluster.local";
 pub const API_PORT: u16 = 6443;
+/// Where VXLAN packets arrive (UDP). Not IANA's 4789: VMware's networks keep that for themselves and swallow their guests' packets, and
+/// Docker's swarm uses it on hosts that already exist; 8472 is Linux's own default and what flannel, Cilium and k3s use.
+pub const VXLAN_PORT: u16 = 8472;
+/// `/healthz` of the service proxy (upstream's port): load balancers ask it whether a node serves.
+pub const HEALTH_PORT: u16 = 10256;
 
 /// `/etc/kprov/server.json`. Files in `pki` (PEM unless said otherwise): `ca.crt` `ca.key`; `server.crt` `server.key` (serving);
 /// `kubelet-client.crt` `kubelet-client.key` (API server to kubelets, O=system:masters is not used: CN=kprov:api-server);
@@ -77,9 +82,23 @@ pub struct AgentConfig {
     /// Addresses (`a` or `a-b`) that services may have and nodes announce themselves: where no cloud leads them here.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub announce: Vec<String>,
+    /// How pods reach pods on other nodes.
+    #[serde(default)]
+    pub fabric: Fabric,
     /// Shared filesystems mounted on this node by the agent: storage class name -> what to mount.
     #[serde(default)]
     pub filesystems: BTreeMap<String, FilesystemMount>,
+}
+
+/// What lies between nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Fabric {
+    /// A network that carries pods' addresses too: a route per node.
+    #[default]
+    Switched,
+    /// One that carries nodes' addresses only: pods travel in VXLAN.
+    Routed,
 }
 
 /// What a node mounts for a shared filesystem.

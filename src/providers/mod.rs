@@ -167,9 +167,14 @@ pub trait Provider: Door {
 pub enum Fabric {
     /// One network segment that carries any address: a route per node is enough.
     Switched,
-    /// Carries the machines' own addresses only (every cloud's network): pods travel in VXLAN.
+    /// Carries the machines' own addresses only (every cloud's network): pods travel in VXLAN, UDP [`VXLAN_PORT`] between machines.
     Routed,
 }
+
+pub const VXLAN_PORT: u16 = 8472;
+/// Of every machine that is a node: `GET /healthz` answers 200 while it serves what load balancers send, at its own addresses and at
+/// those of load balancers that deliver with their own address.
+pub const HEALTH_PORT: u16 = 10256;
 
 /// How a provider's load balancer hands packets to a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

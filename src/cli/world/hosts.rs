@@ -10,7 +10,7 @@ use crate::bootstrap::trust::{ServerNames, Trust};
 use crate::engine::{Id, Inputs, MACHINE, Observed, Resource};
 use crate::error::{Context, Error, Kind, Result};
 use crate::orchestrator::config::{self, AgentConfig, ServerConfig};
-use crate::providers::Provider;
+use crate::providers::{self, Provider};
 use crate::remote::{self, Side};
 use crate::sys::paths;
 use async_trait::async_trait;
@@ -53,11 +53,13 @@ impl Hosts {
 
     /// Changes when anything a host is told changes, but for what belongs to the machine itself (addresses, certificates).
     fn revision(&self, role: Role, images: &str) -> String {
+        let fabric = format!("{:?}", fabric(self.provider.fabric()));
         let mut parts = vec![
             ("program", self.program.sha256()),
             ("role", role_name(role)),
             ("service network", config::SERVICE_CIDR),
             ("pod network", config::POD_CIDR),
+            ("fabric", &fabric),
         ];
         if !images.is_empty() {
             parts.push(("images", images));
@@ -93,6 +95,7 @@ impl Hosts {
             annotations: BTreeMap::from([(REVISION.to_string(), revision.to_string())]),
             max_pods: 110,
             announce: serde_json::from_value(machine.outputs["announce"].clone()).unwrap_or_default(),
+            fabric: fabric(self.provider.fabric()),
             filesystems: BTreeMap::new(),
         })
     }
@@ -159,6 +162,14 @@ pub fn all_machines(blueprint: &Blueprint) -> Vec<String> {
     blueprint.spec.machines.iter().flat_map(|group| group.machine_names().collect::<Vec<_>>()).collect()
 }
 
+/// The provider's word in the orchestrator's: the two rooms do not know each other.
+fn fabric(fabric: providers::Fabric) -> config::Fabric {
+    match fabric {
+        providers::Fabric::Switched => config::Fabric::Switched,
+        providers::Fabric::Routed => config::Fabric::Routed,
+    }
+}
+
 fn role_name(role: Role) -> &'static str {
     match role {
         Role::ControlPlane => spec::CONTROL_PLANE,
@@ -184,4 +195,14 @@ where
 
 fn encode(config: &impl serde::Serialize) -> Result<String> {
     serde_json::to_string_pretty(config).or_fail(Kind::Internal, || "could not encode a configuration")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_providers_let_through_is_what_nodes_use() {
+        assert_eq!((providers::VXLAN_PORT, providers::HEALTH_PORT), (config::VXLAN_PORT, config::HEALTH_PORT));
+    }
 }

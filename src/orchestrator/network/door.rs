@@ -1,22 +1,30 @@
-//! The kernel's routes, addresses and switches, over netlink. Touches only routes that carry kprov's own protocol number.
+//! The kernel's routes, addresses and switches, over netlink. Touches only routes that carry kprov's own protocol number, and the
+//! tunnel device of kprov's own name.
 
 use super::wanted::{Hop, Routes};
 use crate::error::{Context, Error, Kind, Result};
 use futures::{StreamExt, TryStreamExt};
 use ipnet::Ipv4Net;
+use rtnetlink::packet_core::NetlinkPayload;
+use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressScope};
 use rtnetlink::packet_route::link::LinkAttribute;
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope};
 use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use tokio::sync::watch;
 
+const GROUPS: [MulticastGroup; 4] = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv4Route, MulticastGroup::Neigh];
 /// "k" in ASCII; free in the kernel's list and in iproute2's rt_protos.
 const PROTOCOL: RouteProtocol = RouteProtocol::Other(107);
 
 pub struct Door {
-    handle: Handle,
+    pub(super) handle: Handle,
     loopback: u32,
+    /// The tunnel's index; 0 while there is none.
+    pub(super) tunnel: Arc<AtomicU32>,
     /// Counts changes of links, addresses and routes that anybody made.
     changes: watch::Receiver<u64>,
 }
@@ -25,13 +33,16 @@ impl Door {
     /// Speaks to the network namespace of the calling thread.
     pub async fn open() -> Result<Door> {
         let (connection, handle, mut messages) =
-            rtnetlink::new_multicast_connection(&[MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv4Route])
-                .or_fail(Kind::Host, || "could not open a netlink socket")?;
+            rtnetlink::new_multicast_connection(&GROUPS).or_fail(Kind::Host, || "could not open a netlink socket")?;
         tokio::spawn(connection);
         let (sender, changes) = watch::channel(0);
+        let tunnel = Arc::new(AtomicU32::new(0));
+        let watched = tunnel.clone();
         tokio::spawn(async move {
-            while messages.next().await.is_some() {
-                sender.send_modify(|count| *count += 1);
+            while let Some((message, _)) = messages.next().await {
+                if matters(&message.payload, watched.load(Ordering::Relaxed)) {
+                    sender.send_modify(|count| *count += 1);
+                }
             }
         });
         let mut links = handle.link().get().match_name("lo").execute();
@@ -44,7 +55,7 @@ impl Door {
             .execute()
             .await
             .map_err(|error| failed("could not bring up the loopback device", error))?;
-        Ok(Door { handle, loopback, changes })
+        Ok(Door { handle, loopback, tunnel, changes })
     }
 
     /// Returns after the next change of links, addresses or routes.
@@ -82,7 +93,13 @@ impl Door {
             find(|attribute| if let RouteAttribute::Gateway(RouteAddress::Inet(address)) = attribute { Some(*address) } else { None });
         let source =
             find(|attribute| if let RouteAttribute::PrefSource(RouteAddress::Inet(address)) = attribute { Some(*address) } else { None });
-        let hop = gateway.map(Hop::Via).unwrap_or(Hop::Loopback(source.unwrap_or(Ipv4Addr::UNSPECIFIED)));
+        let tunnel = self.tunnel.load(Ordering::Relaxed);
+        let tunnelled = tunnel != 0 && route.attributes.contains(&RouteAttribute::Oif(tunnel));
+        let hop = match gateway {
+            Some(gateway) if tunnelled => Hop::Tunnel(gateway),
+            Some(gateway) => Hop::Via(gateway),
+            None => Hop::Loopback(source.unwrap_or(Ipv4Addr::UNSPECIFIED)),
+        };
         Some((Ipv4Net::new(destination, route.header.destination_prefix_length).ok()?, hop))
     }
 
@@ -130,6 +147,8 @@ impl Door {
         let builder = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(range.addr(), range.prefix_len()).protocol(PROTOCOL);
         match hop {
             Hop::Via(gateway) => builder.gateway(gateway).build(),
+            // No address of this node shares a network with the gateway: the device alone says that it is there.
+            Hop::Tunnel(gateway) => builder.output_interface(self.tunnel.load(Ordering::Relaxed)).gateway(gateway).onlink().build(),
             Hop::Loopback(source) => builder.output_interface(self.loopback).scope(RouteScope::Link).pref_source(source).build(),
         }
     }
@@ -173,14 +192,23 @@ pub fn enable_forwarding() {
     }
 }
 
-fn code(error: &rtnetlink::Error) -> Option<i32> {
+/// Neighbours come and go all the time; only the tunnel's own are kprov's.
+fn matters(notice: &NetlinkPayload<RouteNetlinkMessage>, tunnel: u32) -> bool {
+    use RouteNetlinkMessage::{DelNeighbour, NewNeighbour};
+    match notice {
+        NetlinkPayload::InnerMessage(NewNeighbour(neighbour) | DelNeighbour(neighbour)) => neighbour.header.ifindex == tunnel,
+        _ => true,
+    }
+}
+
+pub(super) fn code(error: &rtnetlink::Error) -> Option<i32> {
     match error {
         rtnetlink::Error::NetlinkError(message) => Some(-message.raw_code()),
         _ => None,
     }
 }
 
-fn failed(what: &str, error: rtnetlink::Error) -> Error {
+pub(super) fn failed(what: &str, error: rtnetlink::Error) -> Error {
     let kind = if code(&error) == Some(libc::EPERM) { Kind::Host } else { Kind::Transient };
     Error::new(kind, what).because(error)
 }

@@ -1,4 +1,5 @@
-//! A node's place in the pod network: the CNI configuration for its own pods, routes to everybody else's.
+//! A node's place in the pod network: the CNI configuration for its own pods, routes to everybody else's, in a tunnel where the network
+//! between nodes carries nothing but nodes.
 //!
 //! Driven by the Nodes of the cluster and by the kernel's own notices, so a route that somebody removed comes back. With the control
 //! plane away, what is set stays.
@@ -7,13 +8,17 @@ pub mod announce;
 pub mod door;
 #[cfg(test)]
 pub mod testing;
+mod tunnel;
+#[cfg(test)]
+mod tunnel_tests;
 pub mod wanted;
 
 use super::client::informer::Informer;
 use super::client::{Client, Selector};
-use super::config::AgentConfig;
+use super::config::{AgentConfig, Fabric};
 use crate::error::{Context, Kind, Result};
 use door::Door;
+use ipnet::Ipv4Net;
 use k8s_openapi::api::core::v1::Node;
 use std::path::Path;
 use std::sync::Arc;
@@ -61,16 +66,30 @@ pub async fn run_with(config: Arc<AgentConfig>, nodes: Informer<Node>, cancel: C
 }
 
 async fn settle(config: &AgentConfig, nodes: &Informer<Node>, door: &Door) -> Result<()> {
+    let own = nodes.get("", &config.node_name).as_deref().and_then(wanted::pod_cidr);
+    let link = door.mtu(config.address).await?;
+    let mtu = if config.fabric == Fabric::Routed { link.saturating_sub(wanted::TUNNEL_OVERHEAD) } else { link };
+    let configured = own.map_or(Ok(()), |pods| write_configuration(Path::new(CNI_CONFIGURATION), pods, mtu));
     let all = nodes.list();
-    let configured = match nodes.get("", &config.node_name).as_deref().and_then(wanted::pod_cidr) {
-        Some(pods) => write_configuration(Path::new(CNI_CONFIGURATION), pods, door.mtu(config.address).await?),
-        None => Ok(()),
-    };
-    door.ensure_routes(&wanted::routes(all.iter().map(Arc::as_ref), config)).await.and(configured)
+    carry(door, all.iter().map(Arc::as_ref), own, mtu, config).await.and(configured)
+}
+
+/// The ways to the other nodes' pods, as this configuration wants them; what another one wanted before goes.
+async fn carry<'a>(
+    door: &Door,
+    nodes: impl Iterator<Item = &'a Node> + Clone,
+    own: Option<Ipv4Net>,
+    mtu: u32,
+    config: &AgentConfig,
+) -> Result<()> {
+    // The tunnel first: routes lead into it. One that failed does not keep the services' route.
+    let tunnel = door.ensure_tunnel(wanted::tunnel(nodes.clone(), own, config).as_ref(), mtu).await;
+    let routes = door.ensure_routes(&wanted::routes(nodes, own, config)).await;
+    tunnel.and(routes)
 }
 
 /// Written only when it differs: containerd reloads on every write.
-fn write_configuration(path: &Path, pods: ipnet::Ipv4Net, mtu: u32) -> Result<()> {
+fn write_configuration(path: &Path, pods: Ipv4Net, mtu: u32) -> Result<()> {
     let port_mapping = PLUGIN_FOLDERS.iter().any(|folder| Path::new(folder).join("portmap").exists());
     let text = wanted::conflist(pods, mtu, port_mapping);
     if std::fs::read(path).is_ok_and(|held| held == text.as_bytes()) {

@@ -1,6 +1,7 @@
-//! What this node's network should be, from the cluster's Nodes alone: routes to the other nodes' pods and the CNI configuration.
+//! What this node's network should be, from the cluster's Nodes alone: routes to the other nodes' pods, the tunnel that carries them where
+//! the network between nodes does not, and the CNI configuration.
 
-use crate::orchestrator::config::AgentConfig;
+use crate::orchestrator::config::{AgentConfig, Fabric};
 use ipnet::{IpNet, Ipv4Net};
 use k8s_openapi::api::core::v1::Node;
 use serde_json::json;
@@ -10,9 +11,10 @@ use std::net::{IpAddr, Ipv4Addr};
 /// Where packets of a route go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Hop {
-    /// The node that has these pods, on the same network. A node behind a router would get a tunnel device here instead (VXLAN);
-    /// nothing else of this room would change.
+    /// The node that has these pods, on the same network.
     Via(Ipv4Addr),
+    /// The tunnel's end on the node that has these pods.
+    Tunnel(Ipv4Addr),
     /// The loopback device: it makes service addresses routable, so that a packet lives long enough to be rewritten. The address is
     /// what this node's own processes appear as.
     Loopback(Ipv4Addr),
@@ -20,21 +22,53 @@ pub enum Hop {
 
 pub type Routes = BTreeMap<Ipv4Net, Hop>;
 
+/// A point-to-multipoint VXLAN device: each node's end has the network address of its pods' range, which no pod can have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tunnel {
+    /// This node's own address: outer packets come from there.
+    pub node: Ipv4Addr,
+    /// This node's end: what its own processes appear as to pods elsewhere, so that answers come back through the tunnel.
+    pub end: Ipv4Addr,
+    /// The other ends, with the node that each is on.
+    pub peers: BTreeMap<Ipv4Addr, Ipv4Addr>,
+}
+
+/// The tunnel's name on every node.
+pub const TUNNEL: &str = "kprov-vxlan";
+/// Outer IPv4, UDP and VXLAN headers, and the inner Ethernet header.
+pub const TUNNEL_OVERHEAD: u32 = 50;
+
+/// The Ethernet address of a node's end: everybody can work it out, so nobody has to announce it. Locally administered, unicast.
+pub fn hardware_address(node: Ipv4Addr) -> [u8; 6] {
+    let [a, b, c, d] = node.octets();
+    [0x0a, b'k', a, b, c, d]
+}
+
+/// The tunnel that this node should have; none on a network that carries pods by itself, nor before this node has pods.
+pub fn tunnel<'a>(nodes: impl IntoIterator<Item = &'a Node>, own: Option<Ipv4Net>, config: &AgentConfig) -> Option<Tunnel> {
+    let IpAddr::V4(node) = config.address else { return None };
+    let end = own.filter(|_| config.fabric == Fabric::Routed)?.network();
+    let peers = peers(nodes, config).map(|(pods, address)| (pods.network(), address)).collect();
+    Some(Tunnel { node, end, peers })
+}
+
 /// One route for each other node that has pods and an address, one for all services.
-pub fn routes<'a>(nodes: impl IntoIterator<Item = &'a Node>, config: &AgentConfig) -> Routes {
-    let mut routes = Routes::new();
-    for node in nodes {
-        if node.metadata.name.as_deref() == Some(&config.node_name) || node.metadata.deletion_timestamp.is_some() {
-            continue;
-        }
-        if let (Some(pods), Some(address)) = (pod_cidr(node), internal_address(node)) {
-            routes.insert(pods, Hop::Via(address));
-        }
-    }
+pub fn routes<'a>(nodes: impl IntoIterator<Item = &'a Node>, own: Option<Ipv4Net>, config: &AgentConfig) -> Routes {
+    let hop = |(pods, address): (Ipv4Net, Ipv4Addr)| match config.fabric {
+        Fabric::Switched => Some((pods, Hop::Via(address))),
+        Fabric::Routed => own.map(|_| (pods, Hop::Tunnel(pods.network()))),
+    };
+    let mut routes: Routes = peers(nodes, config).filter_map(hop).collect();
     if let (IpNet::V4(services), IpAddr::V4(address)) = (config.service_cidr, config.address) {
         routes.insert(services.trunc(), Hop::Loopback(address));
     }
     routes
+}
+
+/// Every other node that stays, has pods and an address.
+fn peers<'a>(nodes: impl IntoIterator<Item = &'a Node>, config: &AgentConfig) -> impl Iterator<Item = (Ipv4Net, Ipv4Addr)> {
+    let other = |node: &&Node| node.metadata.name.as_deref() != Some(&config.node_name) && node.metadata.deletion_timestamp.is_none();
+    nodes.into_iter().filter(other).filter_map(|node| Some((pod_cidr(node)?, internal_address(node)?)))
 }
 
 /// The node's IPv4 range for pods.
@@ -92,7 +126,31 @@ pub mod tests {
     fn check(nodes: &[Node], expected: &[(&str, Hop)]) {
         let mut expected: Routes = expected.iter().map(|(range, hop)| (range.parse().expect("a range"), *hop)).collect();
         expected.insert("10.96.0.0/16".parse().expect("a range"), Hop::Loopback(Ipv4Addr::new(10, 88, 0, 11)));
-        assert_eq!(routes(nodes, &config()), expected);
+        assert_eq!(routes(nodes, OWN.parse().ok(), &config()), expected);
+    }
+
+    const OWN: &str = "10.244.1.0/24";
+
+    #[test]
+    fn where_the_network_carries_nodes_only_pods_travel_between_the_tunnels_ends() {
+        let routed = AgentConfig { fabric: Fabric::Routed, ..config() };
+        let nodes = [
+            node("worker-1", OWN, "10.88.0.11"),
+            node("worker-2", "10.244.2.0/24", "10.88.1.12"),
+            node("young", "", "10.88.1.13"),
+            node("nowhere", "10.244.4.0/24", ""),
+        ];
+        let own = OWN.parse().ok();
+        let end = |third| Ipv4Addr::new(10, 244, third, 0);
+        let expected =
+            Tunnel { node: Ipv4Addr::new(10, 88, 0, 11), end: end(1), peers: BTreeMap::from([(end(2), Ipv4Addr::new(10, 88, 1, 12))]) };
+        assert_eq!(tunnel(&nodes, own, &routed), Some(expected));
+        assert_eq!(tunnel(&nodes, own, &config()), None, "a switched network needs none");
+        assert_eq!(tunnel(&nodes, None, &routed), None, "a node without pods has no end yet");
+        let pods = "10.244.2.0/24".parse().expect("a range");
+        assert_eq!(routes(&nodes, own, &routed)[&pods], Hop::Tunnel(end(2)));
+        assert!(!routes(&nodes, None, &routed).contains_key(&pods));
+        assert_eq!(hardware_address(Ipv4Addr::new(10, 88, 1, 12)), [0x0a, 0x6b, 10, 88, 1, 12]);
     }
 
     #[test]

@@ -6,7 +6,7 @@
 pub mod endpoints;
 pub mod ruleset;
 #[cfg(test)]
-mod tests;
+pub mod tests;
 
 use super::client::backoff::Backoff;
 use super::client::informer::Informer;
@@ -41,7 +41,13 @@ pub async fn run_with(
     slices: Informer<EndpointSlice>,
     cancel: CancellationToken,
 ) -> Result<()> {
-    let network = Network { pods: config.pod_cidr, services: config.service_cidr, dns: config.dns_address, node: config.address };
+    let network = Network {
+        pods: config.pod_cidr,
+        services: config.service_cidr,
+        dns: config.dns_address,
+        node: config.address,
+        fabric: config.fabric,
+    };
     let table = || {
         let ports = endpoints::ports(&services.list(), &slices.list(), &config.node_name, config.dns_address);
         ruleset::ruleset(&ports, &network)

@@ -4,6 +4,8 @@
 //! written last is remembered; whenever that is in doubt, the whole table is written anew.
 
 use super::endpoints::{Port, Protocol};
+use crate::orchestrator::config::Fabric;
+use crate::orchestrator::network::wanted::TUNNEL;
 use ipnet::IpNet;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -23,6 +25,7 @@ pub struct Network {
     pub dns: std::net::IpAddr,
     /// Node ports answer on this address alone.
     pub node: std::net::IpAddr,
+    pub fabric: Fabric,
 }
 
 /// One table. Everything is in the order of its name, so equal tables are equal scripts.
@@ -260,9 +263,16 @@ fn elements<'a>(script: &mut String, command: &str, list: impl Iterator<Item = (
     }
 }
 
-/// Everything that does not depend on services.
+/// Everything that does not depend on services. The mark goes with its use: a packet in a tunnel would hand it to the outer one.
 fn base(network: &Network) -> String {
-    let Network { pods, services, dns, node } = network;
+    let Network { pods, services, dns, node, fabric } = network;
+    // What a node's own process says to a service carries the node's address, and a pod's answer to that would go around the tunnel.
+    let tunnelled = match fabric {
+        Fabric::Switched => String::new(),
+        Fabric::Routed => {
+            format!("add rule {TABLE} postrouting oifname \"{TUNNEL}\" ip saddr != {pods} masquerade fully-random\n")
+        }
+    };
     // Multicast is not for one receiver: its source must stay.
     let multicast = Ipv4Addr::new(224, 0, 0, 0);
     format!(
@@ -287,8 +297,8 @@ add rule {TABLE} prerouting jump services
 add chain {TABLE} output {{ type nat hook output priority -100; policy accept; }}
 add rule {TABLE} output jump services
 add chain {TABLE} postrouting {{ type nat hook postrouting priority srcnat; policy accept; }}
-add rule {TABLE} postrouting meta mark & {MASQUERADE} != 0 masquerade fully-random
-add rule {TABLE} postrouting ip saddr . ip daddr @{LOCAL_ENDPOINTS} masquerade
+add rule {TABLE} postrouting meta mark & {MASQUERADE} != 0 meta mark set meta mark ^ {MASQUERADE} masquerade fully-random
+{tunnelled}add rule {TABLE} postrouting ip saddr . ip daddr @{LOCAL_ENDPOINTS} masquerade
 add rule {TABLE} postrouting ip saddr {pods} ip daddr != {{ {pods}, {multicast}/4 }} masquerade fully-random
 add chain {TABLE} forward-filter {{ type filter hook forward priority filter; policy accept; }}
 add rule {TABLE} forward-filter ct state new jump unserved

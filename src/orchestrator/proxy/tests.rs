@@ -4,7 +4,8 @@ use super::endpoints::{self, Protocol};
 use super::ruleset::{Network, Ruleset, ruleset};
 use super::{nft, run_with, write};
 use crate::orchestrator::client::informer::{Informer, Key};
-use crate::orchestrator::network::testing::{in_own_namespace, sh};
+use crate::orchestrator::config::Fabric;
+use crate::orchestrator::network::testing::{Spaces, ask, in_own_namespace, inside, serve, sh};
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use proptest::prelude::*;
@@ -12,7 +13,7 @@ use proptest::strategy::ValueTree;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 fn network() -> Network {
@@ -21,6 +22,7 @@ fn network() -> Network {
         services: "10.96.0.0/16".parse().expect("a range"),
         dns: "10.96.0.10".parse().expect("an address"),
         node: "10.88.0.11".parse().expect("an address"),
+        fabric: Fabric::Switched,
     }
 }
 
@@ -317,76 +319,9 @@ fn the_kernel_follows_the_informers_and_a_lost_table_comes_back_whole() {
     });
 }
 
-/// Answers every connection to `address` with `name`, on a thread inside the namespace `space`.
-fn serve(space: &str, address: &str, name: &'static str) {
-    let (space, address) = (space.to_string(), address.to_string());
-    let (ready, wait) = std::sync::mpsc::channel();
-    std::thread::spawn(move || {
-        enter(&space);
-        let listener = std::net::TcpListener::bind(&address).unwrap_or_else(|error| panic!("{address}: {error}"));
-        ready.send(()).expect("waited for");
-        for stream in listener.incoming().flatten() {
-            let peer = stream.peer_addr().map(|peer| peer.ip().to_string()).unwrap_or_default();
-            let _ = std::io::Write::write_all(&mut &stream, format!("{name} {peer}").as_bytes());
-        }
-    });
-    wait.recv().expect("the server listens");
-}
-
-/// What `address` answers to a caller inside the namespace: "name client-address", or the error's kind.
-fn ask(space: &str, address: &str) -> String {
-    let (space, address) = (space.to_string(), address.to_string());
-    std::thread::spawn(move || {
-        enter(&space);
-        let target = address.parse().expect("an address");
-        match std::net::TcpStream::connect_timeout(&target, Duration::from_secs(2)) {
-            Ok(mut stream) => {
-                let mut text = String::new();
-                let _ = std::io::Read::read_to_string(&mut stream, &mut text);
-                text
-            }
-            Err(error) => format!("{:?}", error.kind()),
-        }
-    })
-    .join()
-    .expect("asked")
-}
-
-fn enter(space: &str) {
-    let file = std::fs::File::open(format!("/run/netns/{space}")).expect("the namespace");
-    nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET).expect("root may enter");
-}
-
-/// Named namespaces that are gone at the end of the test, however it ends.
-struct Spaces(Vec<String>);
-
-impl Spaces {
-    fn make(names: &[&str]) -> Spaces {
-        let spaces = Spaces(names.iter().map(|name| format!("kprov-test-{}-{name}", std::process::id())).collect());
-        for name in &spaces.0 {
-            sh(&format!("ip netns add {name}"));
-            sh(&format!("ip -n {name} link set lo up"));
-        }
-        spaces
-    }
-}
-
-impl Drop for Spaces {
-    fn drop(&mut self) {
-        for name in &self.0 {
-            let _ = std::process::Command::new("ip").args(["netns", "del", name]).status();
-        }
-    }
-}
-
 #[test]
 fn packets_reach_services_from_pods_nodes_and_outside() {
-    // SAFETY: geteuid only reads.
-    if unsafe { libc::geteuid() } != 0 {
-        eprintln!("skipped: needs root");
-        return;
-    }
-    let spaces = Spaces::make(&["node", "pod1", "pod2", "outside"]);
+    let Some(spaces) = Spaces::make(&["node", "pod1", "pod2", "outside"]) else { return };
     let [node, pod1, pod2, outside] = [0, 1, 2, 3].map(|index| spaces.0[index].as_str());
     for (number, pod) in [(1, pod1), (2, pod2)] {
         sh(&format!("ip -n {node} link add p{number} type veth peer name eth0 netns {pod}"));
@@ -428,18 +363,7 @@ fn packets_reach_services_from_pods_nodes_and_outside() {
         slice("away", &[("10.88.0.1", "worker-2", "ready")]),
     ];
     let script = table(&services, &slices).replace(&network());
-    let inside = node.to_string();
-    std::thread::spawn(move || {
-        enter(&inside);
-        tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .expect("a runtime")
-            .block_on(nft(&script))
-            .unwrap_or_else(|error| panic!("{}", error.chain()));
-    })
-    .join()
-    .expect("written");
+    inside(node, async move { nft(&script).await.unwrap_or_else(|error| panic!("{}", error.chain())) });
 
     let names = |space: &str, address: &str| {
         let answers: std::collections::BTreeSet<String> =
@@ -471,4 +395,14 @@ fn packets_reach_services_from_pods_nodes_and_outside() {
     // Pods reach the outside as their node; other ports of the node are not the proxy's.
     assert_eq!(ask(pod1, "10.88.0.1:8080"), "outside 10.88.0.11");
     assert_eq!(ask(outside, "10.88.0.11:32009"), "ConnectionRefused");
+}
+
+/// Rules for one service with one endpoint elsewhere and node port 32000, on a node in its own namespace.
+pub fn serve_one(space: &str, node: &str, address: &str, endpoint: &str, fabric: Fabric) {
+    let network = Network { node: node.parse().expect("an address"), fabric, ..network() };
+    let services = [service("web", address, json!({"type": "NodePort", "ports": [{"port": 80, "nodePort": 32000}]}))];
+    let slices = [slice("web", &[(endpoint, "worker-2", "ready")])];
+    let ports = endpoints::ports(&services, &slices, "worker-1", network.dns);
+    let script = ruleset(&ports, &network).replace(&network);
+    inside(space, async move { nft(&script).await.unwrap_or_else(|error| panic!("{}", error.chain())) });
 }
