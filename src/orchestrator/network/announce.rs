@@ -359,10 +359,12 @@ mod tests {
     fn the_neighbours_learn_the_new_place_of_an_address() {
         in_own_namespace(async {
             sh("ip link add v0 address 02:00:00:00:00:07 type veth peer name v1");
-            sh(
-                "ip netns add kprov-announce-test && ip link set v1 netns kprov-announce-test && ip -n kprov-announce-test addr add 10.88.0.1/24 dev v1 && ip -n kprov-announce-test link set v1 up",
-            );
-            sh("ip address add 10.88.0.11/24 dev v0; ip link set v0 up");
+            sh("ip netns add kprov-announce-test");
+            sh("ip link set v1 netns kprov-announce-test");
+            sh("ip -n kprov-announce-test addr add 10.88.0.1/24 dev v1");
+            sh("ip -n kprov-announce-test link set v1 up");
+            sh("ip address add 10.88.0.11/24 dev v0");
+            sh("ip link set v0 up");
             sh("ip -n kprov-announce-test neigh replace 10.88.0.40 lladdr 02:00:00:00:00:99 dev v1 nud stale");
             let link = Link::of("10.88.0.11".parse().unwrap()).await.expect("the link");
             let address = Ipv4Addr::new(10, 88, 0, 40);
