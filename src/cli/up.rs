@@ -22,7 +22,6 @@ use crate::orchestrator::client::Client;
 use crate::providers::Settings;
 use crate::providers::resources::LOAD_BALANCER;
 use serde_json::{Value, json};
-use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -131,22 +130,22 @@ async fn serve(session: &Session, loaded: &Loaded, deadline: Instant, progress: 
     let reachable: Vec<Observed> = observed.iter().filter(|thing| thing.outputs["inside"] != true).cloned().collect();
     for (address, port, name) in endpoints(&reachable) {
         progress.waiting(&format!("waiting for load balancer {name} to answer"));
-        until_answering(SocketAddr::new(address, port), deadline).await?;
+        until_answering(&address, port, deadline).await?;
     }
     Ok(observed)
 }
 
-/// Every listener of every load balancer that has an IP address.
-fn endpoints(observed: &[Observed]) -> Vec<(IpAddr, u16, String)> {
+/// Every listener of every load balancer that has an address, be it a name.
+fn endpoints(observed: &[Observed]) -> Vec<(String, u16, String)> {
     let balancers = observed.iter().filter(|thing| thing.id.kind == LOAD_BALANCER);
     balancers
         .flat_map(|balancer| {
-            let address: Option<IpAddr> = balancer.outputs["address"].as_str().and_then(|text| text.parse().ok());
+            let address = balancer.outputs["address"].as_str().filter(|text| !text.is_empty()).map(str::to_string);
             let listeners = balancer.spec["listeners"].as_array().cloned().unwrap_or_default();
             listeners.into_iter().filter_map(move |listener| {
                 let tcp = listener["protocol"].as_str().is_none_or(|protocol| protocol == "TCP");
                 let port = listener["port"].as_u64().and_then(|port| u16::try_from(port).ok()).filter(|_| tcp)?;
-                Some((address?, port, balancer.id.name.clone()))
+                Some((address.clone()?, port, balancer.id.name.clone()))
             })
         })
         .collect()

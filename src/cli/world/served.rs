@@ -21,6 +21,9 @@ const HOLD: Duration = Duration::from_millis(30);
 /// A load balancer is the provider's: nothing tells us when it begins to answer, so it is asked again after this pause.
 const ASK_AGAIN: Duration = Duration::from_millis(25);
 
+/// A new load balancer's name appears after a while, and resolvers remember that it was not there.
+const RESOLVE_AGAIN: Duration = Duration::from_secs(1);
+
 /// Informers over everything that the judgement reads; dropped with it.
 pub struct Watch {
     blueprints: Informer<BlueprintObject>,
@@ -124,16 +127,34 @@ fn late(left: &[Waiting]) -> Error {
 }
 
 /// Returns when the address answers: a connection that a backend holds open or talks on.
-pub async fn until_answering(address: SocketAddr, deadline: Instant) -> Result<()> {
+pub async fn until_answering(host: &str, port: u16, deadline: Instant) -> Result<()> {
     loop {
-        if answers(address).await {
-            return Ok(());
+        let (pause, why) = match tokio::net::lookup_host((host, port)).await {
+            Ok(addresses) => match any_answers(addresses).await {
+                true => return Ok(()),
+                false => (ASK_AGAIN, None),
+            },
+            Err(error) => (RESOLVE_AGAIN, Some(error)),
+        };
+        if Instant::now() + pause > deadline {
+            let late = Error::timeout(format!("could not get an answer from the load balancer at {host}:{port} in time"));
+            return Err(match why {
+                Some(error) => late.because(error).hint(format!("look whether {host} resolves from here")),
+                None => late,
+            });
         }
-        if Instant::now() + ASK_AGAIN > deadline {
-            return Err(Error::timeout(format!("could not get an answer from the load balancer at {address} in time")));
-        }
-        sleep(ASK_AGAIN).await;
+        sleep(pause).await;
     }
+}
+
+/// A name may have an address per zone, and one that answers is enough.
+async fn any_answers(addresses: impl Iterator<Item = SocketAddr>) -> bool {
+    for address in addresses {
+        if answers(address).await {
+            return true;
+        }
+    }
+    false
 }
 
 async fn answers(address: SocketAddr) -> bool {
@@ -162,3 +183,26 @@ pub async fn until_resolving(ssh: &Ssh, machines: &[Observed]) -> Result<()> {
 
 const DNS_PATIENCE: Duration = Duration::from_secs(20);
 const RESOLVE: &str = "exec /usr/local/bin/kprov resolve kubernetes.default.svc.cluster.local.";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_load_balancer_may_be_called_by_name_or_by_address() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let served = tokio::spawn(async move {
+            let mut held = Vec::new();
+            while let Ok((stream, _)) = listener.accept().await {
+                held.push(stream);
+            }
+        });
+        let deadline = Instant::now() + Duration::from_secs(20);
+        until_answering("localhost", port, deadline).await.unwrap();
+        until_answering("127.0.0.1", port, deadline).await.unwrap();
+        served.abort();
+        let error = until_answering("no-such-name.invalid", port, Instant::now()).await.unwrap_err();
+        assert!(error.to_string().contains("no-such-name.invalid"), "{error}");
+    }
+}

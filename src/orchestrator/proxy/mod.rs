@@ -4,6 +4,7 @@
 //! and while the agent is down, the rules in the kernel go on serving.
 
 pub mod endpoints;
+mod health;
 pub mod ruleset;
 #[cfg(test)]
 pub mod tests;
@@ -18,6 +19,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use ruleset::{Network, Ruleset};
 use std::process::Stdio;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio_util::sync::CancellationToken;
@@ -57,6 +59,8 @@ pub async fn run_with(
         _ = cancel.cancelled() => return Ok(()),
         _ = async { services.synced().await; slices.synced().await } => {}
     }
+    let in_sync = health::InSync::default();
+    tokio::spawn(health::serve(in_sync.clone(), cancel.clone()));
     let (mut services_changed, mut slices_changed) = (services.changed(), slices.changed());
     let mut backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(30), 0);
     let mut written: Option<Ruleset> = None;
@@ -72,12 +76,14 @@ pub async fn run_with(
         match write(written.as_ref(), &wanted, &network).await {
             Ok(()) => {
                 written = Some(wanted);
+                in_sync.store(true, Ordering::Relaxed);
                 retry = None;
                 backoff.reset();
             }
             Err(error) => {
                 // Whatever stands there now is unknown: the next try writes the whole table.
                 written = None;
+                in_sync.store(false, Ordering::Relaxed);
                 retry = Some(backoff.next_delay());
                 tracing::warn!(error = %error.chain(), "services are not in the kernel yet");
             }
