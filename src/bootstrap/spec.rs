@@ -47,6 +47,9 @@ pub struct HostSpec {
     pub sysctls: BTreeMap<String, String>,
     #[serde(default)]
     pub images: Vec<Image>,
+    /// Whether it mounts NFS shares.
+    #[serde(default)]
+    pub nfs: bool,
     /// containerd comes by itself; these run beside it.
     #[serde(default)]
     pub services: Vec<Service>,
@@ -160,6 +163,8 @@ pub struct Node<'a> {
     pub address: IpAddr,
     pub revision: &'a str,
     pub generation: u32,
+    /// Whether it mounts NFS shares.
+    pub nfs: bool,
     /// Text of /etc/kprov/agent.json.
     pub agent_config: String,
     pub images: Vec<Image>,
@@ -208,6 +213,7 @@ pub fn worker(node: Node<'_>, now: SystemTime) -> Result<HostSpec> {
         leaves: vec![leaf],
         sysctls: sysctls(),
         images: node.images,
+        nfs: node.nfs,
     })
 }
 
@@ -297,6 +303,7 @@ mod tests {
             address: "10.88.0.10".parse().unwrap(),
             revision: "r1",
             generation: 1,
+            nfs: false,
             agent_config: "{}".into(),
             images: Vec::new(),
             files: Vec::new(),

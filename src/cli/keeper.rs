@@ -135,7 +135,8 @@ impl Keeper {
             service_load_balancers: service_load_balancer::wanted(services).into_iter().map(balancer).collect(),
         };
         let mut desired = self.provider.resources(blueprint, &context).await?;
-        desired.extend(self.hosts.resources(blueprint));
+        let hosts = self.hosts.resources(blueprint, &desired);
+        desired.extend(hosts);
         Ok(desired)
     }
 

@@ -57,6 +57,9 @@ pub struct ServerConfig {
 pub struct AgentConfig {
     pub node_name: String,
     pub address: IpAddr,
+    /// Where the world reaches this machine, when that is another address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub external_address: Option<IpAddr>,
     /// e.g. https://10.88.0.10:6443
     pub api: String,
     pub data: PathBuf,
@@ -105,7 +108,7 @@ pub enum Fabric {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FilesystemMount {
-    /// `bind` (the source is already a folder on the machine) or `nfs4`.
+    /// `bind` (the source is a folder on the machine), `nfs4`, or `nfs` (its third version).
     pub r#type: String,
     pub source: String,
 }

@@ -18,8 +18,8 @@ const CNI_FOLDERS: [&str; 3] = ["/usr/lib/cni", "/opt/cni/bin", "/usr/libexec/cn
 const SYS_RESOURCE: u64 = 1 << 24;
 
 /// Programs found or installed, containerd's configuration written: the service that is left to start.
-pub fn containerd(reporter: &Reporter, init: Init) -> Result<Service> {
-    reporter.step("packages", || packages(reporter))?;
+pub fn containerd(reporter: &Reporter, init: Init, nfs: bool) -> Result<Service> {
+    reporter.step("packages", || packages(reporter, nfs))?;
     let program = find(CONTAINERD).ok_or_else(|| missing(&[CONTAINERD]))?;
     let config = template::containerd(&ContainerdHost {
         systemd: init == Init::Systemd,
@@ -40,8 +40,8 @@ pub fn containerd(reporter: &Reporter, init: Init) -> Result<Service> {
 }
 
 /// What is missing comes from the distribution's own packages, which it also keeps safe.
-fn packages(reporter: &Reporter) -> Result<Outcome> {
-    let absent = absent();
+fn packages(reporter: &Reporter, nfs: bool) -> Result<Outcome> {
+    let absent = absent(nfs);
     if absent.is_empty() {
         return Ok(Outcome::default());
     }
@@ -56,17 +56,18 @@ fn packages(reporter: &Reporter) -> Result<Outcome> {
         install()
     });
     installed.map_err(|error| error.hint(format!("install by hand on the machine: {}", absent.join(" "))))?;
-    match self::absent() {
+    match self::absent(nfs) {
         still if still.is_empty() => Ok(true.into()),
         still => Err(missing(&still)),
     }
 }
 
 /// Names of Debian packages whose programs are not there.
-fn absent() -> Vec<&'static str> {
+fn absent(nfs: bool) -> Vec<&'static str> {
     let programs = [("containerd", &["containerd", "ctr"][..]), ("runc", &["runc"]), ("nftables", &["nft"])];
     let absent = programs.into_iter().filter(|(_, names)| names.iter().any(|name| find(name).is_none())).map(|(package, _)| package);
-    absent.chain(cni_folder().is_none().then_some("containernetworking-plugins")).collect()
+    let nfs = (nfs && find("mount.nfs4").is_none()).then_some("nfs-common");
+    absent.chain(cni_folder().is_none().then_some("containernetworking-plugins")).chain(nfs).collect()
 }
 
 fn missing(names: &[&str]) -> Error {

@@ -85,7 +85,7 @@ fn install(spec: &HostSpec, input: BufReader<Stdin>, reporter: &Reporter) -> Res
     let init = Init::detect()?;
     std::thread::scope(|scope| {
         let runtime = scope.spawn(|| {
-            let containerd = machine::containerd(reporter, init)?;
+            let containerd = machine::containerd(reporter, init, spec.nfs)?;
             start(&containerd, &program, init, reporter)?;
             images::ensure(spec, before.as_ref(), &program, input, reporter)
         });

@@ -9,7 +9,8 @@ use crate::bootstrap::spec::{self, ControlPlane, HostSpec, Image, Node};
 use crate::bootstrap::trust::{ServerNames, Trust};
 use crate::engine::{Id, Inputs, MACHINE, Observed, Resource};
 use crate::error::{Context, Error, Kind, Result};
-use crate::orchestrator::config::{self, AgentConfig, ServerConfig};
+use crate::orchestrator::config::{self, AgentConfig, FilesystemMount, ServerConfig};
+use crate::providers::resources::FILESYSTEM;
 use crate::providers::{self, Provider};
 use crate::remote::{self, Side};
 use crate::sys::paths;
@@ -34,25 +35,39 @@ pub struct Hosts {
     pub images: Arc<RwLock<Vec<Image>>>,
 }
 
+/// What all hosts of one wish have in common.
+struct Shared<'a> {
+    controls: &'a [String],
+    images: &'a str,
+    /// Names of the filesystems.
+    mounted: &'a str,
+    filesystems: &'a [Id],
+}
+
 impl Hosts {
     /// One `host/<machine>` per machine, in the blueprint's order.
-    pub fn resources(&self, blueprint: &Blueprint) -> Vec<Resource> {
+    /// `made` is what the provider makes: every host mounts the filesystems in it.
+    pub fn resources(&self, blueprint: &Blueprint, made: &[Resource]) -> Vec<Resource> {
         let controls = machines_of(blueprint, Role::ControlPlane);
+        let filesystems: Vec<Id> = made.iter().map(|thing| &thing.id).filter(|id| id.kind == FILESYSTEM).cloned().collect();
         let groups = blueprint.spec.machines.iter();
         let digests = images::digests(&blueprint.spec).join(" ");
-        let resource = |group: &MachineGroup, name: String| self.resource(&name, group.role, &controls, &digests);
+        let names: Vec<&str> = filesystems.iter().map(|id| id.name.as_str()).collect();
+        let shared = Shared { controls: &controls, images: &digests, mounted: &names.join(" "), filesystems: &filesystems };
+        let resource = |group: &MachineGroup, name: String| self.resource(&name, group.role, &shared);
         groups.flat_map(|group| group.machine_names().map(|name| resource(group, name)).collect::<Vec<_>>()).collect()
     }
 
-    fn resource(&self, name: &str, role: Role, controls: &[String], images: &str) -> Resource {
-        let wish = HostWish { role: role_name(role).into(), revision: self.revision(role, images), node_name: name.into() };
+    fn resource(&self, name: &str, role: Role, shared: &Shared<'_>) -> Resource {
+        let Shared { controls, filesystems, .. } = shared;
+        let wish = HostWish { role: role_name(role).into(), revision: self.revision(role, shared), node_name: name.into() };
         // Whoever joins must be told where the API is.
         let control = controls.iter().take(1).filter(|control| *control != name);
-        wish.resource(name, control.map(|control| Id::new(MACHINE, control)).collect())
+        wish.resource(name, control.map(|control| Id::new(MACHINE, control)).chain(filesystems.iter().cloned()).collect())
     }
 
     /// Changes when anything a host is told changes, but for what belongs to the machine itself (addresses, certificates).
-    fn revision(&self, role: Role, images: &str) -> String {
+    fn revision(&self, role: Role, shared: &Shared<'_>) -> String {
         let fabric = format!("{:?}", fabric(self.provider.fabric()));
         let mut parts = vec![
             ("program", self.program.sha256()),
@@ -61,9 +76,8 @@ impl Hosts {
             ("pod network", config::POD_CIDR),
             ("fabric", &fabric),
         ];
-        if !images.is_empty() {
-            parts.push(("images", images));
-        }
+        let more = [("images", shared.images), ("filesystems", shared.mounted)];
+        parts.extend(more.into_iter().filter(|(_, names)| !names.is_empty()));
         spec::revision(&parts)
     }
 
@@ -97,6 +111,7 @@ impl Hosts {
             announce: serde_json::from_value(machine.outputs["announce"].clone()).unwrap_or_default(),
             fabric: fabric(self.provider.fabric()),
             filesystems: BTreeMap::new(),
+            external_address: external_address(machine, address),
         })
     }
 
@@ -127,13 +142,16 @@ impl HostSource for Hosts {
         let address = remote::address(machine, Side::Inside)?;
         let is_control = wish.role == spec::CONTROL_PLANE;
         let api = if is_control { address } else { remote::address(control_plane(inputs)?, Side::Inside)? };
+        let mut agent = self.agent(name, address, api, is_control, &wish.revision, machine)?;
+        agent.filesystems = filesystems(inputs)?;
         let node = Node {
             trust: &self.trust,
             name,
             address,
             revision: &wish.revision,
             generation: machine.generation,
-            agent_config: encode(&self.agent(name, address, api, is_control, &wish.revision, machine)?)?,
+            nfs: agent.filesystems.values().any(|mount| mount.r#type.starts_with("nfs")),
+            agent_config: encode(&agent)?,
             images: self.images.read().clone(),
             files: Vec::new(),
         };
@@ -186,6 +204,26 @@ fn control_plane(inputs: &Inputs) -> Result<&Observed> {
     controls.min_by(|a, b| a.id.cmp(&b.id)).ok_or_else(|| Error::internal("no control plane machine is there to join"))
 }
 
+/// Where the operator reaches the machine, when the other machines reach it elsewhere.
+fn external_address(machine: &Observed, internal: IpAddr) -> Option<IpAddr> {
+    machine.outputs["privateAddress"].as_str()?;
+    remote::address(machine, Side::Outside).ok().filter(|address| *address != internal)
+}
+
+/// What every host mounts; a folder that the machine has in its place already needs nothing.
+fn filesystems(inputs: &Inputs) -> Result<BTreeMap<String, FilesystemMount>> {
+    let mut mounts = BTreeMap::new();
+    for filesystem in inputs.values().filter(|input| input.id.kind == FILESYSTEM) {
+        let name = &filesystem.id.name;
+        let mount: FilesystemMount = serde_json::from_value(filesystem.outputs["mount"].clone())
+            .or_fail(Kind::Provider, || format!("could not find out how to mount {}", filesystem.id))?;
+        if mount.r#type != "bind" || mount.source != format!("{}/filesystems/{name}", paths::DATA) {
+            mounts.insert(name.clone(), mount);
+        }
+    }
+    Ok(mounts)
+}
+
 fn parse<T: std::str::FromStr>(text: &str) -> Result<T>
 where
     T::Err: std::error::Error + Send + Sync + 'static,
@@ -200,6 +238,38 @@ fn encode(config: &impl serde::Serialize) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn observed(kind: &'static str, name: &str, outputs: serde_json::Value) -> Observed {
+        let spec = serde_json::Value::Null;
+        let phase = crate::engine::Phase::Ready;
+        Observed { id: Id::new(kind, name), handle: "h".into(), generation: 1, phase, spec, outputs, needs: Vec::new() }
+    }
+
+    #[test]
+    fn hosts_mount_what_their_machines_do_not_have_already() {
+        let share = observed(FILESYSTEM, "media", serde_json::json!({"mount": {"type": "nfs4", "source": "fs-1.example:/"}}));
+        let there =
+            observed(FILESYSTEM, "bound", serde_json::json!({"mount": {"type": "bind", "source": "/var/lib/kprov/filesystems/bound"}}));
+        let machine = observed(MACHINE, "worker-1", serde_json::json!({"address": "192.0.2.1", "privateAddress": "10.0.0.5"}));
+        let inputs: Inputs = [share, there, machine].into_iter().map(|one| (one.id.clone(), one)).collect();
+        let mounts = filesystems(&inputs).unwrap();
+        assert_eq!(mounts.keys().collect::<Vec<_>>(), ["media"]);
+        assert_eq!(mounts["media"].source, "fs-1.example:/");
+        let dumb = observed(FILESYSTEM, "dumb", serde_json::json!({}));
+        assert!(filesystems(&[(dumb.id.clone(), dumb)].into()).is_err());
+    }
+
+    #[test]
+    fn a_node_has_an_external_address_only_where_it_differs() {
+        let check = |outputs: serde_json::Value, expected: Option<&str>| {
+            let machine = observed(MACHINE, "worker-1", outputs);
+            let internal = remote::address(&machine, Side::Inside).unwrap();
+            assert_eq!(external_address(&machine, internal), expected.map(|text| text.parse().unwrap()));
+        };
+        check(serde_json::json!({"address": "192.0.2.1", "privateAddress": "10.0.0.5"}), Some("192.0.2.1"));
+        check(serde_json::json!({"address": "10.0.0.5", "privateAddress": "10.0.0.5"}), None);
+        check(serde_json::json!({"address": "10.0.0.5"}), None);
+    }
 
     #[test]
     fn what_providers_let_through_is_what_nodes_use() {

@@ -31,7 +31,8 @@ pub struct Outside {
 /// Everything that should exist for a blueprint: the provider's things, a host per machine, and the Blueprint object itself.
 pub async fn desired(blueprint: &Blueprint, provider: &dyn Provider, context: &Context, hosts: &Hosts) -> Result<Vec<Resource>> {
     let mut desired = provider.resources(blueprint, context).await?;
-    desired.extend(hosts.resources(blueprint));
+    let hosts = hosts.resources(blueprint, &desired);
+    desired.extend(hosts);
     if let Some(control) = machines_of(blueprint, Role::ControlPlane).first() {
         desired.push(blueprint_door::resource(blueprint, control)?);
     }

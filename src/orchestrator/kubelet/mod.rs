@@ -6,6 +6,7 @@ pub mod cri;
 pub mod decide;
 pub mod environment;
 pub mod fields;
+pub mod filesystems;
 pub mod handlers;
 pub mod images;
 pub mod inotify;
@@ -101,6 +102,7 @@ pub async fn run_with(config: Arc<AgentConfig>, client: Client, services: Inform
         cri::events::follow(runtime, happened, cancel.clone()),
         pods::Pods::new(context.clone(), informer).run(happenings, objects_changed, cancel.clone()),
         node,
+        filesystems::keep(context.clone(), cancel.clone()),
     );
     Ok(())
 }

@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::orchestrator::client::backoff::Backoff;
 use crate::orchestrator::client::events::Subject;
 use crate::orchestrator::client::{Failure, Patch};
+use crate::orchestrator::config::AgentConfig;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Node;
 use serde_json::{Value, json};
@@ -240,10 +241,7 @@ impl Reporter {
                 pressure("PIDPressure", "KubeletHasSufficientPID", "kubelet has sufficient PID available"),
                 ready,
             ],
-            "addresses": [
-                {"type": "InternalIP", "address": context.config.address.to_string()},
-                {"type": "Hostname", "address": context.config.node_name},
-            ],
+            "addresses": addresses(&context.config),
             "daemonEndpoints": {"kubeletEndpoint": {"Port": server::PORT}},
             "nodeInfo": self.info().await,
             "images": self.images().await,
@@ -278,11 +276,15 @@ impl Reporter {
     }
 
     fn event(&self, reason: &str, message: &str) {
-        let name = self.context.config.node_name.clone();
-        // Upstream too uses the node's name as the uid here, so that `kubectl describe node` finds these.
-        let subject = Subject { api_version: "v1".into(), kind: "Node".into(), uid: name.clone(), name, ..node_subject() };
-        self.context.recorder.normal(subject, reason, message);
+        self.context.recorder.normal(subject(&self.context.config.node_name), reason, message);
     }
+}
+
+fn addresses(config: &AgentConfig) -> Vec<Value> {
+    let internal = json!({"type": "InternalIP", "address": config.address.to_string()});
+    let external = config.external_address.map(|address| json!({"type": "ExternalIP", "address": address.to_string()}));
+    let hostname = json!({"type": "Hostname", "address": config.node_name});
+    std::iter::once(internal).chain(external).chain([hostname]).collect()
 }
 
 /// The API took our silence for our end (a network that was cut, a machine that slept) and nobody but us can take that back.
@@ -291,13 +293,14 @@ fn given_up(node: &Node) -> bool {
     conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "Unknown")
 }
 
-fn node_subject() -> Subject {
+/// Of events. Upstream too uses the node's name as the uid here, so that `kubectl describe node` finds these.
+pub fn subject(node: &str) -> Subject {
     Subject {
-        api_version: String::new(),
-        kind: String::new(),
+        api_version: "v1".into(),
+        kind: "Node".into(),
         namespace: String::new(),
-        name: String::new(),
-        uid: String::new(),
+        name: node.into(),
+        uid: node.into(),
         field_path: String::new(),
     }
 }

@@ -8,6 +8,7 @@ pub mod writer;
 use super::cri::messages::Mount;
 use super::environment::expand;
 use super::fields::Facts;
+use super::filesystems::{self, FILESYSTEMS};
 use super::objects::Objects;
 use super::sandbox::{namespace, uid};
 use crate::blueprint::quantity;
@@ -21,9 +22,6 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use tokens::Tokens;
 use writer::Payload;
-
-/// Where shared filesystems are mounted on machines.
-const FILESYSTEMS: &str = "/var/lib/kprov/filesystems";
 
 /// A pod's volumes, ready to be mounted into containers.
 #[derive(Debug, Clone, Default)]
@@ -316,7 +314,7 @@ fn shared_folder(path: &Path, group: Option<u32>) -> Result<PathBuf, String> {
     }
     if let Ok(inside) = path.strip_prefix(FILESYSTEMS) {
         let filesystem = inside.components().next().map(|name| Path::new(FILESYSTEMS).join(name));
-        if !filesystem.is_some_and(|filesystem| filesystem.is_dir()) {
+        if !filesystem.is_some_and(|filesystem| filesystems::is_there(&filesystem)) {
             return Err(format!("the filesystem of {} is not mounted on this node", path.display()));
         }
         if !path.exists() {
