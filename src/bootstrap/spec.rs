@@ -242,6 +242,8 @@ pub fn control_plane(node: Node<'_>, control: ControlPlane<'_>, now: SystemTime)
         restart_on: reads.chain(leaves.iter().map(|leaf| leaf.certificate.path.clone())).collect(),
         ready: Some(Ready::Tcp(SocketAddr::new(control.names.advertise, control.port))),
     };
+    // The agent tells on its Node when the first of them is due: it must hear of new ones.
+    spec.services[0].restart_on.extend(leaves.iter().map(|leaf| leaf.certificate.path.clone()));
     spec.leaves.extend(leaves);
     spec.services.insert(0, server);
     Ok(spec)

@@ -14,7 +14,7 @@ use crate::remote::{self, Side, Ssh};
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1::Node;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// An API that takes longer than this to list a few nodes counts as not there; SSH then tells.
 const LOOK: Duration = Duration::from_secs(3);
@@ -73,7 +73,7 @@ impl OutsideObserver {
         let look = async {
             let address = remote::address(control_plane(known)?, Side::Outside).ok()?;
             let nodes = api(&self.trust, address).ok()?.list::<Node>("", &Selector::all()).await.ok()?;
-            Some(nodes::observed(&nodes.items, known))
+            Some(nodes::observed(&nodes.items, known, SystemTime::now()))
         };
         let hosts = tokio::time::timeout(LOOK, look).await.ok().flatten().unwrap_or_default();
         hosts.into_iter().filter(|host| host.phase == crate::engine::Phase::Ready).collect()
@@ -101,7 +101,7 @@ struct InsideObserver(Client);
 impl HostObserver for InsideObserver {
     async fn observe(&self, known: &[Observed]) -> Result<Vec<Observed>> {
         let nodes = self.0.list::<Node>("", &Selector::all()).await.map_err(Error::from)?;
-        Ok(nodes::observed(&nodes.items, known))
+        Ok(nodes::observed(&nodes.items, known, SystemTime::now()))
     }
 }
 

@@ -24,6 +24,8 @@ use std::time::SystemTime;
 
 /// On the Node: which host specification its agent was started with, so that the loop sees drift without logging in.
 pub const REVISION: &str = "kprov.dev/revision";
+/// On the Node: when the first of its host's certificates is due for renewal, seconds since 1970.
+pub const ROTATE_AT: &str = "kprov.dev/rotate-at";
 
 /// Everything that hosts of one cluster are made from.
 #[derive(Clone)]

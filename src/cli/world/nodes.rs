@@ -1,6 +1,6 @@
 //! The cluster's Nodes as the host door needs them: who is there at which revision, and how one is drained before its machine goes.
 
-use super::hosts::REVISION;
+use super::hosts::{REVISION, ROTATE_AT};
 use super::waiting::is_ready;
 use crate::engine::{HOST, Id, MACHINE, Observed, Phase};
 use crate::error::{Error, Kind, Result};
@@ -9,24 +9,31 @@ use futures::FutureExt;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use serde_json::json;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 
 /// How long pods may take to leave a node that goes away; after that the machine goes with them, as at the end of a grace period.
 const DRAIN_LIMIT: Duration = Duration::from_secs(120);
 
 /// Hosts as the API knows them: no login needed, so the loop can look as often as it likes.
-pub fn observed(nodes: &[Node], machines: &[Observed]) -> Vec<Observed> {
-    nodes.iter().filter_map(|node| host(node, machines)).collect()
+pub fn observed(nodes: &[Node], machines: &[Observed], now: SystemTime) -> Vec<Observed> {
+    nodes.iter().filter_map(|node| host(node, machines, now)).collect()
 }
 
-fn host(node: &Node, machines: &[Observed]) -> Option<Observed> {
+/// Whether the host's certificates have lived two thirds of their life.
+fn is_due(node: &Node, now: SystemTime) -> bool {
+    let told = node.metadata.annotations.as_ref().and_then(|annotations| annotations.get(ROTATE_AT)?.parse::<u64>().ok());
+    told.is_some_and(|seconds| now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs() >= seconds)
+}
+
+fn host(node: &Node, machines: &[Observed], now: SystemTime) -> Option<Observed> {
     let name = node.metadata.name.clone()?;
     let revision = node.metadata.annotations.as_ref()?.get(REVISION)?.clone();
     let machine = machines.iter().find(|machine| machine.id.kind == MACHINE && machine.id.name == name);
     let phase = match machine {
         // The machine is down, or another one than the Node speaks of: its own repair comes first.
         Some(machine) if machine.phase != Phase::Ready => Phase::Pending,
+        _ if is_ready(node) && is_due(node, now) => Phase::Broken("certificates are due for renewal".into()),
         _ if is_ready(node) => Phase::Ready,
         _ => Phase::Broken("the node is not ready".into()),
     };
@@ -113,4 +120,25 @@ async fn await_change(client: &Client, selector: &Selector, deadline: Instant) -
         return Ok(true);
     }
     Ok(tokio::time::timeout_at(deadline, changed.wait()).await.is_ok() && Instant::now() < deadline)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_is_due_when_the_first_of_its_certificates_is() {
+        let check = |rotate_at: &str, seconds: u64, expected: Phase| {
+            let node = serde_json::from_value(json!({
+                "metadata": {"name": "worker-1", "annotations": {REVISION: "r1", ROTATE_AT: rotate_at}},
+                "status": {"conditions": [{"type": "Ready", "status": "True"}]},
+            }))
+            .unwrap();
+            let now = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+            assert_eq!(observed(&[node], &[], now)[0].phase, expected, "{rotate_at} at {seconds}");
+        };
+        check("1000", 999, Phase::Ready);
+        check("1000", 1000, Phase::Broken("certificates are due for renewal".into()));
+        check("nonsense", 1000, Phase::Ready);
+    }
 }
