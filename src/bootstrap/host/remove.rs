@@ -23,10 +23,11 @@ const DATA: [&str; 9] = [
     "/etc/kprov/services",
     paths::PKI,
 ];
-/// The proxy's table, the agent's address and the number of its routes: what it leaves in the kernel.
+/// The proxy's table, the agent's address, the number of its routes and its tunnel: what it leaves in the kernel.
 const TABLES: [&str; 1] = ["kprov"];
 const DNS_ADDRESS: &str = "10.96.0.10/32";
 const ROUTE_PROTOCOL: &str = "107";
+const TUNNEL: &str = "kprov-vxlan";
 /// By containerd's two ways of naming groups.
 const POD_GROUPS: [&str; 2] = ["kpods", "kpods.slice"];
 /// Killed processes leave their groups a moment later.
@@ -139,6 +140,7 @@ fn network() {
         quiet("nft", &["delete", "table", "ip", table]);
     }
     quiet("ip", &["route", "flush", "proto", ROUTE_PROTOCOL]);
+    quiet("ip", &["link", "delete", TUNNEL, "type", "vxlan"]);
     quiet("ip", &["address", "delete", DNS_ADDRESS, "dev", "lo"]);
     for hierarchy in cgroups::hierarchies().unwrap_or_default() {
         for group in POD_GROUPS.map(|name| hierarchy.mount.join(name)).iter().filter(|group| group.exists()) {
