@@ -3,7 +3,9 @@
 pub mod conformance;
 #[cfg(test)]
 pub mod fake;
+pub mod firewall;
 pub mod local;
+pub mod ownership;
 pub mod resources;
 pub mod ssh;
 
