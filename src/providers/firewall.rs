@@ -130,7 +130,10 @@ mod tests {
         let api = "api 192.0.2.0/24,2001:db8::/32 Tcp [6443]";
         let node_ports = ["listeners-tcp balancers Tcp [32000, 32001]", "listeners-udp balancers Udp [30053]"];
         check_lines(&machines(&access, &balancers, Delivery::NodePort), &[cluster, ssh, api, node_ports[0], node_ports[1]]);
-        check_lines(&listeners(&balancers, Delivery::Address), &["listeners-tcp balancers Tcp [80, 443]", "listeners-udp balancers Udp [53]"]);
+        check_lines(
+            &listeners(&balancers, Delivery::Address),
+            &["listeners-tcp balancers Tcp [80, 443]", "listeners-udp balancers Udp [53]"],
+        );
     }
 
     #[test]
