@@ -6,6 +6,8 @@ mod demo;
 mod doctor;
 mod down;
 mod hidden;
+#[cfg(feature = "aws")]
+mod iam;
 mod image;
 mod init;
 mod keeper;
@@ -65,6 +67,9 @@ enum Command {
     Init(init::Args),
     /// Print shell completions
     Completions(completions::Args),
+    /// Print the policies that a cloud's administrator gives to kprov
+    #[cfg(feature = "aws")]
+    Iam(iam::Args),
     /// Write kprov's own image as an OCI archive
     #[command(hide = true)]
     Image(image::Args),
@@ -118,6 +123,8 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Schema => schema::run()?,
         Command::Init(args) => init::run(&args)?,
         Command::Completions(args) => completions::run(&args)?,
+        #[cfg(feature = "aws")]
+        Command::Iam(args) => iam::run(&args),
         Command::Image(args) => image::run(&args)?,
         Command::Resolve(args) => resolve::run(&args)?,
         Command::Server(args) => {

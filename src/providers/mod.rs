@@ -1,5 +1,7 @@
 //! Where machines, load balancers and filesystems come from: the contract, and the one list that names the providers.
 
+#[cfg(feature = "aws")]
+pub mod aws;
 pub mod conformance;
 #[cfg(test)]
 pub mod fake;

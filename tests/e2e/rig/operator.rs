@@ -1,6 +1,6 @@
 //! Somebody with kprov, a blueprint and an emulated cloud's credentials: the real binary, run inside the rig's namespace.
 
-use super::namespace::Namespace;
+use super::namespace::{HOME, Namespace};
 use crate::harness::{binary, text};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -31,9 +31,10 @@ impl Operator {
         std::fs::copy(examples.join("web.yaml"), self.path("web.yaml")).expect("web.yaml");
         let text = std::fs::read_to_string(examples.join("local.yaml")).expect("local.yaml");
         let provider = self.provider;
-        let changed = text
-            .replace("name: shop\n", &format!("name: {}\n", self.name))
-            .replace("provider: local ", &format!("location: {location}\n  providers: {{{provider}: {own}}}\n  provider: {provider} "));
+        let changed = text.replace("name: shop\n", &format!("name: {}\n", self.name)).replace(
+            "provider: local ",
+            &format!("location: {location}\n  access: {{from: [{HOME}/32]}}\n  providers: {{{provider}: {own}}}\n  provider: {provider} "),
+        );
         assert!(changed.contains(&format!("provider: {provider}")), "the example's provider line was not found");
         let path = self.path("blueprint.yaml");
         std::fs::write(&path, changed).expect("the blueprint");

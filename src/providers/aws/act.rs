@@ -1,0 +1,134 @@
+//! Carrying out one request: look by tag first, make what is not there, see to all that belongs to it, wait until it is ready or gone.
+
+use super::Aws;
+use super::machines::HOST_KEY;
+use crate::engine::handoff::EpochStore;
+use crate::engine::{Observed, Phase, Progress, Request, Verb};
+use crate::error::{Error, Kind, Result};
+use crate::providers::ownership::Mark;
+use crate::providers::resources::MACHINE;
+use std::collections::BTreeMap;
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
+
+/// Machines and load balancers take a minute; asking more often would only meet the rate limit.
+const FIRST_LOOK: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(3);
+
+impl Aws {
+    pub(super) async fn carry_out(&self, request: &Request, progress: Progress<'_>) -> Result<Option<Observed>> {
+        if request.verb != Verb::Await {
+            self.fence(request).await?;
+        }
+        let kind = request.id.kind.as_str();
+        let things = self.look(kind).await?;
+        let known = |handle: &str| things.iter().find(|thing| thing.handle == handle && thing.id == request.id);
+        let handle = request.handle.as_deref().unwrap_or_default();
+        match request.verb {
+            Verb::Delete => {
+                let Some(thing) = known(handle) else { return Ok(None) };
+                if thing.phase != Phase::Deleting {
+                    self.delete(thing).await?;
+                }
+                progress("waiting until it is gone");
+                self.gone(kind, handle).await.map(|()| None)
+            }
+            Verb::Create => {
+                let same = things.iter().find(|thing| thing.id == request.id && thing.generation == request.generation);
+                let handle = match same {
+                    Some(thing) if thing.phase == Phase::Deleting => return Ok(None),
+                    Some(thing) => thing.handle.clone(),
+                    None => {
+                        progress("asking AWS");
+                        let Some(handle) = self.create(request).await? else { return Ok(None) };
+                        handle
+                    }
+                };
+                self.ensure(request, &handle).await?;
+                progress("waiting until it is ready");
+                self.ready(kind, &handle, request).await
+            }
+            Verb::Update | Verb::Repair => {
+                if known(handle).is_none() {
+                    return Err(Error::transient(format!("could not change {}: it is not there", request.id)));
+                }
+                self.ensure(request, handle).await?;
+                self.ready(kind, handle, request).await
+            }
+            Verb::Await => match known(handle) {
+                Some(thing) if thing.phase == Phase::Deleting => self.gone(kind, handle).await.map(|()| None),
+                Some(_) => self.ready(kind, handle, request).await,
+                None => Ok(None),
+            },
+        }
+    }
+
+    /// AWS keeps no epochs: a writer whose epoch is over is stopped by its own look, right before each effect.
+    async fn fence(&self, request: &Request) -> Result<()> {
+        match EpochStore::read(self).await? {
+            Some(current) if request.epoch < current.epoch => {
+                Err(Error::conflict(format!("epoch {} is over, {} writes now as {}", request.epoch, current.owner, current.epoch)))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Until it is ready. Reads may lag: what was made a moment ago and is not seen is "not yet" for the settle window.
+    async fn ready(&self, kind: &str, handle: &str, request: &Request) -> Result<Option<Observed>> {
+        let (started, mut seen, mut pause) = (Instant::now(), false, FIRST_LOOK);
+        loop {
+            let mut things = self.look(kind).await?;
+            let thing = things.iter().position(|thing| thing.handle == handle).map(|place| things.swap_remove(place));
+            match thing {
+                Some(thing) if matches!(thing.phase, Phase::Ready | Phase::Broken(_)) => {
+                    self.remember_host_key(&thing).await?;
+                    return Ok(Some(self.marked(thing, request)));
+                }
+                Some(thing) => seen |= thing.phase != Phase::Deleting,
+                None if seen && kind == MACHINE => {
+                    return Err(Error::provider(format!("could not start {}: {handle} went away", request.id))
+                        .hint("the instance's state reason in the console says why; often a quota, or no capacity"));
+                }
+                None if seen || started.elapsed() > super::SETTLE => {
+                    return Err(Error::transient(format!("could not find {} ({handle}) again", request.id)));
+                }
+                None => {}
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    /// A mount target's own generation is written nowhere: it is the one that was asked for.
+    fn marked(&self, thing: Observed, request: &Request) -> Observed {
+        Observed { generation: if thing.id.kind == super::names::MOUNT { request.generation } else { thing.generation }, ..thing }
+    }
+
+    async fn gone(&self, kind: &str, handle: &str) -> Result<()> {
+        let mut pause = FIRST_LOOK;
+        while self.look(kind).await?.iter().any(|thing| thing.handle == handle) {
+            sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+        Ok(())
+    }
+
+    async fn remember_host_key(&self, thing: &Observed) -> Result<()> {
+        let keys = thing.outputs["hostKeys"].as_array().into_iter().flatten().filter_map(serde_json::Value::as_str);
+        let Some(key) = keys.min_by_key(|key| !key.starts_with("ssh-ed25519")).filter(|_| thing.id.kind == MACHINE) else { return Ok(()) };
+        // Tags hold 256 letters.
+        if key.len() > 256 {
+            return Ok(());
+        }
+        match self.tag(&thing.handle, &BTreeMap::from([(HOST_KEY.to_string(), key.to_string())])).await {
+            Err(error) if error.kind != Kind::Transient => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn tags_of(&self, request: &Request) -> BTreeMap<String, String> {
+        let mut tags = Mark::new(&self.cluster, &request.id, request.generation).tags();
+        tags.insert("Name".into(), format!("{} {}", self.cluster.name, request.id.name));
+        tags
+    }
+}

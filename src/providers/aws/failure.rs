@@ -1,0 +1,112 @@
+//! What AWS answers when it does not do it, by who can mend it.
+
+use crate::error::{Error, Kind, Result};
+use aws_sdk_ec2::config::http::HttpResponse;
+use aws_sdk_ec2::error::{ProvideErrorMetadata, SdkError};
+
+/// Codes that pass by themselves: rates, reads that lag, things that still let go of others.
+const PASSING: [&str; 22] = [
+    "RequestLimitExceeded",
+    "Throttling",
+    "ThrottlingException",
+    "ThrottledException",
+    "TooManyRequestsException",
+    "TooManyUpdates",
+    "ServiceUnavailable",
+    "Unavailable",
+    "InternalError",
+    "InternalFailure",
+    "InternalServerError",
+    "RequestTimeout",
+    "DependencyViolation",
+    "ResourceInUse",
+    "ResourceInUseException",
+    "FileSystemInUse",
+    "IncorrectFileSystemLifeCycleState",
+    "DeleteConflict",
+    "IncorrectInstanceState",
+    "IncorrectState",
+    "ConcurrentModification",
+    "InvalidTarget",
+];
+
+pub trait OrFailure<T> {
+    /// `what` is said as "could not ...".
+    fn or_failure(self, what: &str) -> Result<T>;
+}
+
+impl<T, E> OrFailure<T> for std::result::Result<T, SdkError<E, HttpResponse>>
+where
+    E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
+{
+    fn or_failure(self, what: &str) -> Result<T> {
+        self.map_err(|error| failure(what, &error))
+    }
+}
+
+pub fn failure<E>(what: &str, error: &SdkError<E, HttpResponse>) -> Error
+where
+    E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
+{
+    let (code, message) = (error.code().unwrap_or_default(), error.message().unwrap_or_default());
+    match error {
+        SdkError::ServiceError(context) => refusal(what, code, message, context.raw().status().as_u16()),
+        // No answer, or none that can be read: whether it had an effect is unknown, and sending the same again is harmless.
+        other => {
+            let text = aws_sdk_ec2::error::DisplayErrorContext(other).to_string();
+            if text.contains("redential") {
+                return Error::provider(format!("could not {what}")).because(text).hint("aws configure, or AWS_PROFILE, says who you are");
+            }
+            Error::transient(format!("could not {what}")).because(text)
+        }
+    }
+}
+
+/// Pure.
+fn refusal(what: &str, code: &str, message: &str, status: u16) -> Error {
+    let (kind, hint) = classify(code, message, status);
+    let error = Error::new(kind, format!("could not {what}")).because(format!("{code}: {message}"));
+    if hint.is_empty() { error } else { error.hint(hint) }
+}
+
+fn classify(code: &str, message: &str, status: u16) -> (Kind, &'static str) {
+    let has = |part: &str| code.contains(part);
+    // A profile made a moment ago; the parameter is right.
+    let young_profile = message.contains("Invalid IAM Instance Profile");
+    match () {
+        _ if status >= 500 || status == 429 || PASSING.contains(&code) || young_profile => (Kind::Transient, ""),
+        _ if has("NotFound") || has("NoSuchEntity") => (Kind::Transient, ""),
+        _ if has("AccessDenied") || has("UnauthorizedOperation") => {
+            (Kind::Provider, "kprov iam aws prints the policy that kprov needs; the message names what is missing")
+        }
+        _ if has("AuthFailure") || has("ExpiredToken") || has("InvalidClientTokenId") || has("UnrecognizedClient") || has("Signature") => {
+            (Kind::Provider, "the credentials are wrong or expired, or this host's clock is")
+        }
+        _ if has("InsufficientInstanceCapacity") || has("Unsupported") => {
+            (Kind::Provider, "name another type in spec.providers.aws.instanceTypes, or another region")
+        }
+        _ if has("LimitExceeded") || has("TooMany") || has("Quota") => (Kind::Provider, "ask for more under Service Quotas in the console"),
+        _ if has("InvalidAMIID") || has("InvalidInstanceType") => {
+            (Kind::Provider, "spec.providers.aws.instanceTypes and the region decide")
+        }
+        _ => (Kind::Provider, ""),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_is_classified_by_who_can_mend_it() {
+        let check = |code, message, status, kind| assert_eq!(classify(code, message, status).0, kind, "{code}");
+        check("RequestLimitExceeded", "", 503, Kind::Transient);
+        check("DependencyViolation", "", 400, Kind::Transient);
+        check("InvalidParameterValue", "Invalid IAM Instance Profile name", 400, Kind::Transient);
+        check("InvalidParameterValue", "", 400, Kind::Provider);
+        check("VcpuLimitExceeded", "", 400, Kind::Provider);
+        check("UnauthorizedOperation", "", 403, Kind::Provider);
+        check("", "", 502, Kind::Transient);
+        assert!(!refusal("make a machine", "InsufficientInstanceCapacity", "none left", 400).hints().is_empty());
+    }
+}

@@ -1,0 +1,173 @@
+//! Amazon Web Services: machines and networks of EC2, network load balancers, filesystems of EFS, an identity for the loop.
+//!
+//! Decisions are pure: `settings`, `sizes`, `names`, `resources` (blueprint to wishes), `request` (action to body), `machines` (what an
+//! instance says), `failure` (refusal to cause), `iam` (policies). Doors are thin: `clients`, `catalog`, `look`, `act`, `families`, `epoch`.
+
+mod act;
+mod catalog;
+mod check;
+mod clients;
+mod epoch;
+mod failure;
+mod families;
+pub mod iam;
+mod look;
+mod machines;
+mod names;
+mod request;
+mod resources;
+mod settings;
+mod sizes;
+
+use self::clients::Clients;
+use self::failure::{OrFailure, failure};
+use self::names::{GATEWAY, GROUP, KEY_PAIR, MOUNT, PROFILE, ROLE, ROUTES, SECRET, SUBNET, TARGETS};
+use self::resources::Catalog;
+use self::settings::Settings;
+use crate::blueprint::Blueprint;
+use crate::engine::handoff::EpochStore;
+use crate::engine::{Action, Cluster, Door, Inputs, Observed, Progress, Request, Resource};
+use crate::error::{Context as _, Kind, Result};
+use crate::providers::ownership::{CLUSTER_NAME, CLUSTER_UID};
+use crate::providers::resources::{FILESYSTEM, LOAD_BALANCER, MACHINE, NETWORK};
+use crate::providers::{self, Context, Fabric, Provider};
+use async_trait::async_trait;
+use aws_sdk_ec2::error::ProvideErrorMetadata;
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::Duration;
+
+/// EC2's reads lag behind its writes by seconds.
+const SETTLE: Duration = Duration::from_secs(6);
+
+/// One cluster in one region of one account.
+pub struct Aws {
+    cluster: Cluster,
+    settings: Settings,
+    clients: Clients,
+    /// The cluster's SSH key, for the account's owner to keep.
+    key: Mutex<Option<String>>,
+    /// By instance.
+    host_keys: Mutex<HashMap<String, Vec<String>>>,
+    catalogs: Mutex<BTreeMap<BTreeSet<String>, Catalog>>,
+}
+
+/// What the loop inside is given: nothing secret, its machine's role is its identity.
+#[derive(Serialize, Deserialize)]
+struct Credentials {
+    cluster: Cluster,
+    settings: Settings,
+}
+
+pub async fn connect(settings: &providers::Settings, cluster: &Cluster) -> Result<Aws> {
+    open(settings::read(settings)?, cluster.clone()).await
+}
+
+pub async fn from_credentials(credentials: &Value) -> Result<Aws> {
+    let Credentials { cluster, settings } =
+        Credentials::deserialize(credentials).or_fail(Kind::Input, || "could not read the credentials for AWS")?;
+    open(settings, cluster).await
+}
+
+async fn open(settings: Settings, cluster: Cluster) -> Result<Aws> {
+    let clients = Clients::connect(&settings).await?;
+    // Written down, so that the loop and a later run look in the same place whatever their environment says.
+    let settings = Settings { region: Some(clients.region.clone()), ..settings };
+    Ok(Aws { cluster, settings, clients, key: Mutex::default(), host_keys: Mutex::default(), catalogs: Mutex::default() })
+}
+
+/// Every cluster of the account's region, by its network's tags.
+pub async fn clusters(settings: &providers::Settings) -> Result<Vec<Cluster>> {
+    let clients = Clients::connect(&settings::read(settings)?).await?;
+    let mut found: BTreeMap<String, Cluster> = BTreeMap::new();
+    let mut pages = clients.ec2.describe_vpcs().filters(catalog::filter("tag-key", [CLUSTER_UID])).into_paginator().send();
+    while let Some(page) = pages.next().await {
+        for vpc in page.or_failure("look for clusters")?.vpcs() {
+            let mut tags = clients::of_ec2(vpc.tags());
+            if let (Some(uid), Some(name)) = (tags.remove(CLUSTER_UID), tags.remove(CLUSTER_NAME)) {
+                found.insert(uid.clone(), Cluster { name, uid });
+            }
+        }
+    }
+    Ok(found.into_values().collect())
+}
+
+#[async_trait]
+impl Door for Aws {
+    fn kinds(&self) -> &'static [&'static str] {
+        &[NETWORK, SUBNET, GATEWAY, ROUTES, GROUP, KEY_PAIR, SECRET, ROLE, PROFILE, FILESYSTEM, MOUNT, MACHINE, TARGETS, LOAD_BALANCER]
+    }
+
+    fn settle(&self) -> Duration {
+        SETTLE
+    }
+
+    async fn observe(&self, _known: &[Observed]) -> Result<Vec<Observed>> {
+        self.look_at_all().await
+    }
+
+    fn render(&self, action: &Action, inputs: &Inputs) -> Result<Request> {
+        request::render(&self.cluster, action, inputs)
+    }
+
+    async fn execute(&self, request: &Request, progress: Progress<'_>) -> Result<Option<Observed>> {
+        self.carry_out(request, progress).await
+    }
+}
+
+#[async_trait]
+impl Provider for Aws {
+    fn name(&self) -> &'static str {
+        "aws"
+    }
+
+    async fn resources(&self, blueprint: &Blueprint, context: &Context) -> Result<Vec<Resource>> {
+        let types = resources::types(blueprint, &self.settings)?.into_values().collect();
+        let catalog = self.catalog(&types).await?;
+        resources::expand(blueprint, context, &self.settings, &catalog)
+    }
+
+    async fn check(&self, resources: &[Resource]) -> Result<()> {
+        self.check_all(resources).await
+    }
+
+    fn epochs(&self) -> &dyn EpochStore {
+        self
+    }
+
+    async fn loop_credentials(&self) -> Result<Value> {
+        let credentials = Credentials { cluster: self.cluster.clone(), settings: self.settings.clone() };
+        serde_json::to_value(credentials).or_fail(Kind::Internal, || "could not write credentials")
+    }
+
+    fn fabric(&self) -> Fabric {
+        Fabric::Routed
+    }
+
+    fn hold_key(&self, private_key: &str) {
+        *self.key.lock() = Some(private_key.into());
+    }
+
+    async fn kept_key(&self) -> Result<Option<String>> {
+        let name = format!("{}/ssh-key", names::parameters(&self.cluster));
+        match self.clients.ssm.get_parameter().name(name).with_decryption(true).send().await {
+            Ok(answer) => Ok(answer.parameter().and_then(|one| one.value()).map(String::from)),
+            Err(error) if error.code() == Some("ParameterNotFound") => Ok(None),
+            Err(error) => Err(failure("read the kept SSH key", &error)),
+        }
+    }
+
+    /// The records of writers go last, when nothing is left to write about.
+    async fn leftovers(&self) -> Vec<String> {
+        match self.look_at_all().await {
+            Ok(left) if left.is_empty() => match self.forget_epochs(u64::MAX).await {
+                Ok(()) => Vec::new(),
+                Err(error) => vec![format!("the writers' records: {}", error.chain())],
+            },
+            Ok(_) => Vec::new(),
+            Err(error) => vec![format!("unknown: {}", error.chain())],
+        }
+    }
+}

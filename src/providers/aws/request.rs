@@ -1,0 +1,89 @@
+//! An action becomes the request that is journaled and sent: the wish, and the ids of what it refers to. Pure.
+
+use super::names::*;
+use super::resources::target_name;
+use crate::engine::{Action, Cluster, Id, Inputs, Request, Verb};
+use crate::error::{Error, Result};
+use crate::providers::resources::{FILESYSTEM, LOAD_BALANCER, MACHINE, NETWORK};
+use serde_json::{Map, Value, json};
+
+pub fn render(cluster: &Cluster, action: &Action, inputs: &Inputs) -> Result<Request> {
+    let body = match action.verb {
+        Verb::Create | Verb::Update | Verb::Repair => json!({"spec": action.spec, "refs": refs(cluster, action, inputs)?}),
+        Verb::Delete | Verb::Await => json!({}),
+    };
+    Ok(Request::of(cluster, action, body))
+}
+
+fn refs(cluster: &Cluster, action: &Action, inputs: &Inputs) -> Result<Value> {
+    let handle = |kind: &str, name: &str| -> Result<Value> {
+        let id = Id::new(kind, name);
+        let thing = inputs.get(&id).ok_or_else(|| Error::transient(format!("could not refer to {id}: it is not there yet")))?;
+        Ok(json!(thing.handle))
+    };
+    let all = |kind: &str, names: Vec<String>| -> Result<Value> {
+        let pairs: Result<Map<String, Value>> = names.into_iter().map(|name| Ok((name.clone(), handle(kind, &name)?))).collect();
+        Ok(Value::Object(pairs?))
+    };
+    let spec = &action.spec;
+    let text = |field: &str| spec[field].as_str().unwrap_or_default();
+    let texts = |field: &str| spec[field].as_array().into_iter().flatten().filter_map(Value::as_str).map(String::from).collect::<Vec<_>>();
+    let network = || handle(NETWORK, &cluster.name);
+    Ok(match action.id.kind.as_str() {
+        SUBNET | GATEWAY => json!({"network": network()?}),
+        TARGETS => json!({"network": network()?, "machines": all(MACHINE, texts("machines"))?}),
+        ROUTES => json!({"network": network()?, "gateway": handle(GATEWAY, MAIN)?, "subnets": all(SUBNET, texts("subnets"))?}),
+        GROUP => {
+            // The machines' group also refers to itself, which is only known when it is there.
+            let known = if action.id.name == MACHINES { all(GROUP, vec![BALANCERS.into()])? } else { json!({}) };
+            json!({"network": network()?, "groups": known})
+        }
+        MOUNT => json!({
+            "filesystem": handle(FILESYSTEM, text("filesystem"))?, "subnet": handle(SUBNET, text("zone"))?,
+            "group": handle(GROUP, MACHINES)?,
+        }),
+        MACHINE => {
+            let mut refs = json!({"subnet": handle(SUBNET, text("zone"))?, "group": handle(GROUP, MACHINES)?, "key": plain(cluster, MAIN)});
+            if text("role") == CONTROL_PLANE {
+                refs["profile"] = handle(PROFILE, CONTROL_PLANE)?;
+            }
+            refs
+        }
+        LOAD_BALANCER => {
+            let subnets = inputs.keys().filter(|id| id.kind == SUBNET).map(|id| id.name.clone()).collect();
+            let ports = spec["listeners"].as_array().into_iter().flatten().filter_map(|one| one["nodePort"].as_u64());
+            let targets = ports.filter_map(|port| u16::try_from(port).ok()).map(|port| target_name(&action.id.name, port)).collect();
+            json!({"subnets": all(SUBNET, subnets)?, "group": handle(GROUP, BALANCERS)?, "targets": all(TARGETS, targets)?})
+        }
+        _ => json!({}),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::{Observed, Phase};
+
+    fn action(id: Id, spec: Value) -> Action {
+        Action { verb: Verb::Create, id, generation: 1, spec, handle: None, after: vec![], reason: String::new(), summary: String::new() }
+    }
+
+    #[test]
+    fn a_machine_refers_to_what_was_made_a_moment_ago_and_waits_for_what_was_not() {
+        let cluster = Cluster { name: "shop".into(), uid: "u-1".into() };
+        let wish = action(Id::new(MACHINE, "control-1"), json!({"role": "control-plane", "zone": "eu-west-1a"}));
+        let thing = |kind: &str, name: &str, handle: &str| {
+            let id = Id::new(kind, name);
+            let (spec, outputs) = (json!({}), json!({}));
+            (id.clone(), Observed { id, handle: handle.into(), generation: 1, phase: Phase::Ready, spec, outputs, needs: vec![] })
+        };
+        let mut inputs = Inputs::from([thing(SUBNET, "eu-west-1a", "subnet-1"), thing(GROUP, MACHINES, "sg-1")]);
+        assert_eq!(render(&cluster, &wish, &inputs).expect_err("no profile yet").kind, crate::error::Kind::Transient);
+        inputs.extend([thing(PROFILE, CONTROL_PLANE, "kprov-shop")]);
+        let request = render(&cluster, &wish, &inputs).expect("a request");
+        assert_eq!(
+            request.body["refs"],
+            json!({"subnet": "subnet-1", "group": "sg-1", "key": plain(&cluster, MAIN), "profile": "kprov-shop"})
+        );
+    }
+}

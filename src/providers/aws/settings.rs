@@ -1,0 +1,53 @@
+//! Where in AWS: a region from the blueprint's own section, its neutral location, or the usual environment. Pure.
+
+use crate::blueprint::providers::Aws as Section;
+use crate::error::Result;
+use crate::providers;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// What finds the account's place again, also for the loop inside. Nothing secret.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Settings {
+    /// `None`: what the environment and the configuration files say.
+    pub region: Option<String>,
+    pub endpoint: Option<String>,
+    #[serde(default)]
+    pub instance_types: BTreeMap<String, String>,
+}
+
+/// Neutral places; the exact name of a region passes through.
+const PLACES: [(&str, &str); 10] = [
+    ("eu", "eu-west-1"),
+    ("eu-west", "eu-west-1"),
+    ("eu-central", "eu-central-1"),
+    ("eu-north", "eu-north-1"),
+    ("us", "us-east-1"),
+    ("us-east", "us-east-1"),
+    ("us-west", "us-west-2"),
+    ("asia-east", "ap-northeast-1"),
+    ("asia-south", "ap-south-1"),
+    ("asia-southeast", "ap-southeast-1"),
+];
+
+pub fn read(settings: &providers::Settings) -> Result<Settings> {
+    let own: Section = settings.own()?;
+    let endpoint = own.endpoint.or_else(|| std::env::var("AWS_ENDPOINT_URL").ok().filter(|url| !url.is_empty()));
+    Ok(Settings { region: own.region.or_else(|| settings.location.as_deref().map(region)), endpoint, instance_types: own.instance_types })
+}
+
+fn region(location: &str) -> String {
+    PLACES.iter().find(|(place, _)| *place == location).map_or(location, |(_, region)| region).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_neutral_place_is_a_region_and_a_region_is_itself() {
+        assert_eq!(region("eu-west"), "eu-west-1");
+        assert_eq!(region("ap-southeast-4"), "ap-southeast-4");
+    }
+}
