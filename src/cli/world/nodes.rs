@@ -67,9 +67,19 @@ pub async fn drain(client: &Client, name: &str, moves_pods: bool, progress: &(dy
     }
     progress("cordoning");
     client.patch::<Node>("", name, "", Patch::Merge, &json!({"spec": {"unschedulable": true}})).await?;
+    if moves_pods {
+        empty(client, name, progress).await?;
+    }
+    progress("removing the node");
+    client.delete::<Node>("", name, &Delete::default()).await?;
+    Ok(())
+}
+
+/// Evicts what must leave, and waits until it has left or its time is over.
+async fn empty(client: &Client, name: &str, progress: &(dyn Fn(&str) + Send + Sync)) -> Result<()> {
     let deadline = Instant::now() + DRAIN_LIMIT;
     let selector = Selector::fields(format!("spec.nodeName={name}"));
-    while moves_pods {
+    loop {
         let leaving: Vec<Pod> = client.list::<Pod>("", &selector).await?.items.into_iter().filter(must_leave).collect();
         if leaving.is_empty() {
             break;
@@ -83,8 +93,6 @@ pub async fn drain(client: &Client, name: &str, moves_pods: bool, progress: &(dy
             break;
         }
     }
-    progress("removing the node");
-    client.delete::<Node>("", name, &Delete::default()).await?;
     Ok(())
 }
 
