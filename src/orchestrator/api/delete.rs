@@ -165,7 +165,7 @@ fn next_state(row: &KindRow, old: &Value, options: &Options) -> Option<Value> {
         return None;
     }
     if !is_terminating(old) || former.is_some_and(|former| grace < former) {
-        let at = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(grace);
+        let at = k8s_openapi::jiff::Timestamp::now() + k8s_openapi::jiff::SignedDuration::from_secs(grace);
         let metadata = metadata_mut(&mut new);
         metadata.insert("deletionTimestamp".into(), json!(object::time(at)));
         metadata.insert("deletionGracePeriodSeconds".into(), json!(grace));

@@ -195,7 +195,7 @@ pub fn random_suffix() -> String {
 }
 
 /// RFC 3339 in whole seconds, as Kubernetes writes times.
-pub fn time(at: jiff::Timestamp) -> String {
+pub fn time(at: k8s_openapi::jiff::Timestamp) -> String {
     at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 

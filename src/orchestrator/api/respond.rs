@@ -64,7 +64,7 @@ pub fn parsed(bytes: &[u8]) -> Answer<Value> {
 }
 
 pub fn table_of(call: &Call, objects: &[Value], list_metadata: Value) -> Answer<Value> {
-    Ok(table::table(&call.row, objects, jiff::Timestamp::now(), include_object(&call.query)?, list_metadata))
+    Ok(table::table(&call.row, objects, k8s_openapi::jiff::Timestamp::now(), include_object(&call.query)?, list_metadata))
 }
 
 pub fn include_object(query: &Query) -> Answer<IncludeObject> {

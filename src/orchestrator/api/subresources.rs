@@ -111,8 +111,10 @@ fn bound_pod(old: &Value, node: &str, annotations: Option<&Value>) -> Value {
     if let Some(conditions) = conditions.as_array_mut() {
         let former = conditions.iter().position(|condition| condition["type"] == "PodScheduled");
         let since = former.map(|at| conditions.remove(at)).filter(|condition| condition["status"] == "True");
-        let since =
-            since.map_or_else(|| json!(super::object::time(jiff::Timestamp::now())), |condition| condition["lastTransitionTime"].clone());
+        let since = since.map_or_else(
+            || json!(super::object::time(k8s_openapi::jiff::Timestamp::now())),
+            |condition| condition["lastTransitionTime"].clone(),
+        );
         conditions.push(json!({"type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": since}));
     }
     new
@@ -159,7 +161,7 @@ fn token(call: &Call) -> Answer<Response> {
     let serviceaccount = Reference { name: call.target.name.clone(), uid: meta(peek(&account), "uid").into() };
     let mut private = Private { namespace, serviceaccount, ..Private::default() };
     bind_token(call, spec, &mut private)?;
-    let now = jiff::Timestamp::now();
+    let now = k8s_openapi::jiff::Timestamp::now();
     let claims = Claims {
         aud: audiences.clone(),
         exp: now.as_second() + seconds,
@@ -171,7 +173,7 @@ fn token(call: &Call) -> Answer<Response> {
         kubernetes: private,
     };
     let token = call.server.keys.sign(&claims).map_err(|error| Status::internal(error.chain()))?;
-    let until = super::object::time(now + jiff::SignedDuration::from_secs(seconds));
+    let until = super::object::time(now + k8s_openapi::jiff::SignedDuration::from_secs(seconds));
     part_mut(&mut request, "spec").extend([("audiences".into(), json!(audiences)), ("expirationSeconds".into(), json!(seconds))]);
     request["status"] = json!({"token": token, "expirationTimestamp": until});
     respond::value(call.wanted, 201, &request)

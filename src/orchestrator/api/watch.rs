@@ -208,7 +208,7 @@ impl Watcher {
                 let value: Value = serde_json::from_slice(object).unwrap_or_default();
                 let version = value.pointer("/metadata/resourceVersion").cloned().unwrap_or_default();
                 let metadata = json!({"resourceVersion": version});
-                let table = super::kinds::table::table(&self.row, &[value], jiff::Timestamp::now(), self.include, metadata);
+                let table = super::kinds::table::table(&self.row, &[value], k8s_openapi::jiff::Timestamp::now(), self.include, metadata);
                 frame(kind, table.to_string().as_bytes())
             }
         }

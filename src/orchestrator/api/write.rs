@@ -71,7 +71,7 @@ fn begin_metadata(call: &Call, object: &mut Value) -> Answer<()> {
         metadata.insert("namespace".into(), json!(call.target.namespace));
     }
     metadata.insert("uid".into(), json!(uuid::Uuid::new_v4().to_string()));
-    metadata.insert("creationTimestamp".into(), json!(object::time(jiff::Timestamp::now())));
+    metadata.insert("creationTimestamp".into(), json!(object::time(k8s_openapi::jiff::Timestamp::now())));
     let base = metadata.get("generateName").and_then(Value::as_str).unwrap_or_default().to_owned();
     if meta(object, "name").is_empty() {
         if base.is_empty() {
@@ -328,7 +328,7 @@ pub fn dry_run(call: &Call) -> Answer<bool> {
 }
 
 fn expires(call: &Call) -> u64 {
-    if call.row.is("", "Event") { (jiff::Timestamp::now().as_second() + EVENT_TTL_SECONDS).unsigned_abs() } else { 0 }
+    if call.row.is("", "Event") { (k8s_openapi::jiff::Timestamp::now().as_second() + EVENT_TTL_SECONDS).unsigned_abs() } else { 0 }
 }
 
 fn without_revision(object: &Value) -> bytes::Bytes {

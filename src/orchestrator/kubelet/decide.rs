@@ -289,7 +289,7 @@ impl Scene<'_> {
             let meta = &self.pod.metadata;
             let (pod, namespace) = (meta.name.as_deref().unwrap_or_default(), meta.namespace.as_deref().unwrap_or_default());
             let uid = meta.uid.as_deref().unwrap_or_default();
-            let seconds = jiff::SignedDuration::from_nanos(pause).as_secs();
+            let seconds = k8s_openapi::jiff::SignedDuration::from_nanos(pause).as_secs();
             let message =
                 format!("back-off {} restarting failed container={} pod={pod}_{namespace}({uid})", in_minutes(seconds), spec.name);
             self.plan.wait(&spec.name, "CrashLoopBackOff", message);

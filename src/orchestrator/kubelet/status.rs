@@ -3,8 +3,8 @@
 use super::decide::{Plan, is_finished};
 use super::observed::*;
 use super::resources::quality_of_service;
-use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container as ContainerSpec, ContainerStatus, Pod, PodStatus};
+use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 
 /// What the status says about the node.

@@ -210,7 +210,7 @@ fn misfit(schemas: &Schemas, shape: &Shape, value: &Value, place: &Place) -> Opt
             };
             format!("illegal base64 data at input byte {at}")
         }),
-        (Shape::Time, Value::String(text)) => text.parse::<jiff::Timestamp>().err().map(|_| {
+        (Shape::Time, Value::String(text)) => text.parse::<k8s_openapi::jiff::Timestamp>().err().map(|_| {
             let text = shortened(text);
             format!("parsing time \"\\\"{text}\\\"\" as \"\\\"2006-01-02T15:04:05Z07:00\\\"\": cannot parse \"{text}\" as a time")
         }),

@@ -224,7 +224,7 @@ fn time(bytes: &[u8]) -> Result<Value, String> {
         }
     }
     let Some(seconds) = seconds else { return Ok(Value::Null) };
-    let at = jiff::Timestamp::new(seconds, nanoseconds).map_err(|error| error.to_string())?;
+    let at = k8s_openapi::jiff::Timestamp::new(seconds, nanoseconds).map_err(|error| error.to_string())?;
     Ok(json!(if nanoseconds == 0 { super::object::time(at) } else { at.strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string() }))
 }
 

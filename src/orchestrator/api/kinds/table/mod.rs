@@ -5,7 +5,7 @@ mod rows;
 
 use super::KindRow;
 use super::json::text;
-use jiff::Timestamp;
+use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 
 /// The `includeObject` query parameter.

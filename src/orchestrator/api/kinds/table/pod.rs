@@ -2,7 +2,7 @@
 
 use super::since;
 use crate::orchestrator::api::kinds::json::{integer, list, text, truth};
-use jiff::Timestamp;
+use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 
 pub fn cells(pod: &Value, now: Timestamp) -> Vec<Value> {

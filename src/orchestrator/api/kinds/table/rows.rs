@@ -2,7 +2,7 @@
 
 use super::since;
 use crate::orchestrator::api::kinds::json::{field, integer, list, map, text, truth};
-use jiff::Timestamp;
+use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 
 fn name(object: &Value) -> Value {
