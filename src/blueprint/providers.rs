@@ -63,6 +63,12 @@ pub struct Gcp {
     /// Instead of the size's own choice, by machine group: a machine type, e.g. n2-standard-2.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub machine_types: BTreeMap<String, String>,
+    /// `<project>/<image family>` that machines boot; debian-cloud/debian-12 unless said otherwise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// What the loop inside acts as on control plane machines: a service account's e-mail; the project's default one unless said otherwise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub service_account: Option<String>,
     /// One address for all services: an emulator's, or a private endpoint's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<String>,

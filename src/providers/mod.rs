@@ -6,6 +6,8 @@ pub mod conformance;
 #[cfg(test)]
 pub mod fake;
 pub mod firewall;
+#[cfg(feature = "gcp")]
+pub mod gcp;
 pub mod local;
 pub mod ownership;
 pub mod resources;
@@ -60,6 +62,8 @@ pub async fn connect(settings: &Settings, cluster: &Cluster) -> Result<Arc<dyn P
     match settings.provider {
         ProviderName::Local => Ok(Arc::new(local::Local::connect(cluster))),
         ProviderName::Ssh => Ok(Arc::new(ssh::Machines::connect(settings, cluster)?)),
+        #[cfg(feature = "gcp")]
+        ProviderName::Gcp => Ok(Arc::new(gcp::connect(settings, cluster).await?)),
         other => Err(absent(other)),
     }
 }
@@ -69,6 +73,8 @@ pub async fn from_credentials(credentials: &Value) -> Result<Arc<dyn Provider>> 
     match credentials["provider"].as_str() {
         Some("ssh") => Ok(Arc::new(ssh::Machines::from_credentials(&credentials["credentials"])?)),
         Some("local") => Ok(Arc::new(local::Local::from_credentials(&credentials["credentials"])?)),
+        #[cfg(feature = "gcp")]
+        Some("gcp") => Ok(Arc::new(gcp::from_credentials(&credentials["credentials"]).await?)),
         other => Err(Error::input(format!("could not use the credentials of provider {other:?}: this build does not have it"))),
     }
 }
@@ -78,6 +84,8 @@ pub async fn clusters(settings: &Settings) -> Result<Vec<Cluster>> {
     match settings.provider {
         ProviderName::Local => Ok(local::clusters()),
         ProviderName::Ssh => ssh::clusters(settings).await,
+        #[cfg(feature = "gcp")]
+        ProviderName::Gcp => gcp::clusters(settings).await,
         other => Err(absent(other)),
     }
 }

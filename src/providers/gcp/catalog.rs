@@ -1,0 +1,94 @@
+//! What Google offers in a region: zones, machine types in them, and where the cluster's machines are already.
+
+use super::Gcp;
+use super::api::{Answer, plain};
+use super::failure::Failure;
+use super::look::logical_names;
+use super::operations::last;
+use super::request::{handle_of, of_handle};
+use super::resources::Catalog;
+use crate::error::Result;
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+
+impl Gcp {
+    /// Zones and types are asked for once per process.
+    pub(super) async fn catalog(&self, types: &BTreeSet<String>) -> Result<Catalog> {
+        let read = async {
+            let (mut catalog, placed) = futures::try_join!(self.offers(types), self.placed())?;
+            catalog.placed = placed;
+            Ok(catalog)
+        };
+        read.await.map_err(|failure: Failure| failure.error("could not read what Google Cloud offers"))
+    }
+
+    async fn offers(&self, types: &BTreeSet<String>) -> Answer<Catalog> {
+        if let Some(known) = self.offers.lock().get(types) {
+            return Ok(known.clone());
+        }
+        let (zones, found) = futures::try_join!(self.zones(), self.machine_types(types))?;
+        let catalog = Catalog { offers: offers(&found, &zones), zones, placed: BTreeMap::new() };
+        self.offers.lock().insert(types.clone(), catalog.clone());
+        Ok(catalog)
+    }
+
+    async fn zones(&self) -> Answer<Vec<String>> {
+        let region = &self.settings.region;
+        let call = self.api.zones.list().set_project(&self.settings.project).set_filter(format!("name eq \"{region}-.*\""));
+        let answer = call.send().await?;
+        let mut zones: Vec<String> = answer.items.into_iter().filter_map(|zone| zone.name).collect();
+        zones.sort();
+        Ok(zones)
+    }
+
+    async fn machine_types(&self, types: &BTreeSet<String>) -> Answer<Vec<Value>> {
+        let filter: Vec<String> = types.iter().map(|name| format!("(name = \"{name}\")")).collect();
+        let (mut found, mut page) = (Vec::new(), None);
+        loop {
+            let call = self.api.machine_types.aggregated_list().set_project(&self.settings.project).set_filter(filter.join(" OR "));
+            let answer = call.set_or_clear_page_token(page).send().await?;
+            page = answer.next_page_token.clone().filter(|token| !token.is_empty());
+            found.extend(answer.items.into_values().flat_map(|scope| scope.machine_types).filter_map(|kind| plain(kind).ok()));
+            if page.is_none() {
+                return Ok(found);
+            }
+        }
+    }
+
+    async fn placed(&self) -> Answer<BTreeMap<String, String>> {
+        let instances = self.instances().await?;
+        let names = logical_names(&self.cluster.uid, &instances);
+        let handles = instances.iter().map(handle_of);
+        let place = |handle: String| {
+            let (zone, name) = of_handle(&handle);
+            Some((names.get(name)?.clone(), zone.to_string()))
+        };
+        Ok(handles.filter_map(place).collect())
+    }
+}
+
+/// Types by name, with the zones of the region that have them.
+fn offers(found: &[Value], zones: &[String]) -> BTreeMap<String, BTreeSet<String>> {
+    let mut offers: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for kind in found {
+        let zone = kind["zone"].as_str().map_or("", last).to_string();
+        if let Some(name) = kind["name"].as_str().filter(|_| zones.contains(&zone)) {
+            offers.entry(name.into()).or_default().insert(zone);
+        }
+    }
+    offers
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_type_counts_in_the_regions_own_zones() {
+        let kind = |name: &str, zone: &str| json!({"name": name, "zone": zone});
+        let found = [kind("e2-medium", "europe-west1-b"), kind("e2-medium", "us-east1-b"), kind("n2-x", "us-east1-b")];
+        let offers = offers(&found, &["europe-west1-b".into(), "europe-west1-c".into()]);
+        assert_eq!(offers, BTreeMap::from([("e2-medium".into(), BTreeSet::from(["europe-west1-b".to_string()]))]));
+    }
+}

@@ -1,0 +1,177 @@
+//! What exists of a cluster: every collection asked at once, by labels where there are some, by name and mark where not.
+
+use super::Gcp;
+use super::api::{Answer, collection, plain, typed};
+use super::failure::{Cause, Failure};
+use super::names;
+use super::operations::last;
+use super::read::{self, Beside};
+use super::request::{handle_of, of_handle};
+use super::resources::*;
+use super::retry;
+use crate::engine::{Id, Observed};
+use crate::error::Result;
+use crate::providers::resources::{FILESYSTEM, LOAD_BALANCER, MACHINE, NETWORK};
+use futures::{StreamExt, TryStreamExt, stream};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+
+/// Questions about single machines at once: far below Google's rate, and 500 machines are read within seconds.
+const AT_ONCE: usize = 16;
+
+/// Compute kinds that are found by name and mark.
+const BY_NAME: [&str; 7] = [NETWORK, SUBNETWORK, FIREWALL, ADDRESS, HEALTH_CHECK, BACKEND_SERVICE, INSTANCE_GROUP];
+
+impl Gcp {
+    pub(super) async fn look_at_all(&self) -> Result<Vec<Observed>> {
+        let looked = async {
+            let (things, instances, rules, shares) =
+                futures::try_join!(self.things_by_name(), self.instances(), self.list(LOAD_BALANCER), self.shares())?;
+            let names = logical_names(&self.cluster.uid, &instances);
+            let machine = |instance: Value| async move { self.machine(&instance).await };
+            let thing = |thing: Value| self.thing(thing, &names);
+            let machines = stream::iter(instances).map(machine).buffered(AT_ONCE).try_collect::<Vec<_>>();
+            let others = stream::iter(things).map(thing).buffered(AT_ONCE).try_collect::<Vec<_>>();
+            let (machines, others) = futures::try_join!(machines, others)?;
+            let mut all: Vec<Observed> = machines.into_iter().chain(others).flatten().collect();
+            all.extend(read::balancers(&self.cluster.uid, &rules, &serving(&all)));
+            all.extend(shares.iter().filter_map(|share| read::observed(&self.cluster.uid, share, &Beside::default())));
+            Ok(all)
+        };
+        looked.await.map_err(|failure: Failure| failure.error("could not look at what exists in Google Cloud"))
+    }
+
+    /// One thing of ours under its handle; `None` when nothing of ours is there.
+    pub(super) async fn look_at(&self, id: &Id, handle: &str) -> Answer<Option<Observed>> {
+        match id.kind.as_str() {
+            LOAD_BALANCER => {
+                let (groups, instances, rules) = futures::try_join!(self.list(INSTANCE_GROUP), self.instances(), self.list(LOAD_BALANCER))?;
+                let names = logical_names(&self.cluster.uid, &instances);
+                let mut all = Vec::new();
+                for group in groups {
+                    all.extend(self.thing(group, &names).await?);
+                }
+                let balancers = read::balancers(&self.cluster.uid, &rules, &serving(&all));
+                Ok(balancers.into_iter().find(|balancer| balancer.id == *id && balancer.handle == handle))
+            }
+            _ => {
+                let Some(thing) = self.raw(&id.kind, handle).await? else { return Ok(None) };
+                match id.kind.as_str() {
+                    MACHINE => self.machine(&thing).await,
+                    INSTANCE_GROUP => self.thing(thing, &logical_names(&self.cluster.uid, &self.instances().await?)).await,
+                    _ => Ok(read::observed(&self.cluster.uid, &thing, &Beside::default())),
+                }
+            }
+        }
+    }
+
+    /// The API's own words about what is under a handle, whoever owns it.
+    pub(super) async fn raw(&self, kind: &str, handle: &str) -> Answer<Option<Value>> {
+        let (zone, name) = of_handle(handle);
+        let answer = match (kind, collection(&self.api, kind)) {
+            // A zone that a handle lacks would be an empty part of a path.
+            (MACHINE | INSTANCE_GROUP | FILESYSTEM, _) if zone.is_empty() => return Ok(None),
+            (FILESYSTEM, _) => self.share(handle).await,
+            (_, Some(collection)) => collection.get(self.place(zone), name).await,
+            (kind, None) => Err(Failure::new(Cause::Refused, format!("kind {kind} is not Google's"))),
+        };
+        match answer {
+            Ok(thing) => Ok(Some(thing)),
+            Err(failure) if failure.cause == Cause::NotFound => Ok(None),
+            Err(failure) => Err(failure),
+        }
+    }
+
+    /// Everything of a kind that may be ours.
+    pub(super) async fn list(&self, kind: &str) -> Answer<Vec<Value>> {
+        let Some(collection) = collection(&self.api, kind) else { return Ok(Vec::new()) };
+        collection.list(self.place(""), &names::name_filter(&self.cluster.uid)).await
+    }
+
+    async fn things_by_name(&self) -> Answer<Vec<Value>> {
+        let lists = futures::future::try_join_all(BY_NAME.iter().map(|kind| self.list(kind))).await?;
+        Ok(lists.into_iter().flatten().collect())
+    }
+
+    /// By their labels: one question for all zones.
+    pub(super) async fn instances(&self) -> Answer<Vec<Value>> {
+        let Some(instances) = collection(&self.api, MACHINE) else { return Ok(Vec::new()) };
+        instances.list(self.place(""), &names::label_filter(&self.cluster.uid)).await
+    }
+
+    async fn machine(&self, instance: &Value) -> Answer<Option<Observed>> {
+        let host_keys = if instance["status"] == "RUNNING" { self.host_keys(instance).await? } else { Vec::new() };
+        Ok(read::observed(&self.cluster.uid, instance, &Beside { host_keys, members: vec![] }))
+    }
+
+    async fn thing(&self, thing: Value, names: &BTreeMap<String, String>) -> Answer<Option<Observed>> {
+        let is_group = names::mark(&self.cluster.uid, &thing).is_some_and(|mark| mark.id.kind == INSTANCE_GROUP);
+        let members = if is_group { self.members(&thing, names).await? } else { Vec::new() };
+        Ok(read::observed(&self.cluster.uid, &thing, &Beside { host_keys: vec![], members }))
+    }
+
+    /// What the guest has published. Kept by the instance's number: another instance of this name has other keys.
+    async fn host_keys(&self, instance: &Value) -> Answer<Vec<String>> {
+        let number = instance["id"].to_string();
+        if let Some(known) = self.host_keys.lock().get(&number) {
+            return Ok(known.clone());
+        }
+        let handle = handle_of(instance);
+        let (zone, name) = of_handle(&handle);
+        let call = self.api.instances.get_guest_attributes().set_project(&self.settings.project).set_zone(zone).set_instance(name);
+        let keys = match call.set_query_path("hostkeys/").send().await.map_err(Failure::from) {
+            Ok(attributes) => read::host_keys(&plain(attributes)?),
+            // Nothing is published before the guest has booted.
+            Err(failure) if failure.cause == Cause::NotFound => Vec::new(),
+            Err(failure) => return Err(failure),
+        };
+        if !keys.is_empty() {
+            self.host_keys.lock().insert(number, keys.clone());
+        }
+        Ok(keys)
+    }
+
+    /// The machines in a group, by name. A member that is no machine of ours keeps its own name, and so shows as a difference.
+    async fn members(&self, group: &Value, names: &BTreeMap<String, String>) -> Answer<Vec<String>> {
+        let urls = self.member_urls(&handle_of(group)).await?;
+        let name = |url: &String| names.get(last(url)).cloned().unwrap_or_else(|| last(url).to_string());
+        let mut members: Vec<String> = urls.iter().map(name).collect();
+        members.sort();
+        Ok(members)
+    }
+
+    pub(super) async fn member_urls(&self, handle: &str) -> Answer<Vec<String>> {
+        let (zone, name) = of_handle(handle);
+        let (mut found, mut page) = (Vec::new(), None);
+        loop {
+            let body = typed(&json!({"instanceState": "ALL"}))?;
+            let call =
+                self.api.instance_groups.list_instances().set_project(&self.settings.project).set_zone(zone).set_instance_group(name);
+            let call = retry::repeatable(call.set_body::<google_cloud_compute_v1::model::InstanceGroupsListInstancesRequest>(body));
+            let answer = match call.set_or_clear_page_token(page).send().await.map_err(Failure::from) {
+                Ok(answer) => answer,
+                // Deleted since it was listed.
+                Err(failure) if failure.cause == Cause::NotFound => return Ok(found),
+                Err(failure) => return Err(failure),
+            };
+            page = answer.next_page_token.clone().filter(|token| !token.is_empty());
+            found.extend(answer.items.into_iter().filter_map(|item| item.instance));
+            if page.is_none() {
+                return Ok(found);
+            }
+        }
+    }
+}
+
+/// Instance name to machine name.
+pub(super) fn logical_names(uid: &str, instances: &[Value]) -> BTreeMap<String, String> {
+    let named = instances.iter().filter_map(|instance| Some((instance["name"].as_str()?.to_string(), names::mark(uid, instance)?.id.name)));
+    named.collect()
+}
+
+/// The machines in any group.
+fn serving(all: &[Observed]) -> Vec<String> {
+    let groups = all.iter().filter(|thing| thing.id.kind == INSTANCE_GROUP);
+    let members = groups.flat_map(|group| group.spec["machines"].as_array().into_iter().flatten().filter_map(Value::as_str));
+    members.map(str::to_string).collect()
+}

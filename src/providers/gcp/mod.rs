@@ -1,0 +1,203 @@
+//! Google Cloud: machines, networks and load balancers of Compute Engine, shared filesystems of Filestore.
+//!
+//! Decisions are pure and speak the API's own JSON: `settings`, `sizes`, `names`, `resources` (blueprint to wishes), `request` (action to
+//! body), `read` (reply to observed), `failure` (refusal to cause). Doors are thin: `api` (the SDK's clients), `operations`, `look`, `act`,
+//! `filestore`, `epoch`, `catalog`, `check`.
+
+mod act;
+mod api;
+mod catalog;
+mod check;
+mod epoch;
+mod failure;
+mod filestore;
+mod look;
+mod names;
+mod operations;
+mod read;
+mod request;
+mod resources;
+mod retry;
+mod settings;
+mod sizes;
+
+use self::api::{Api, Collection, Place};
+use self::failure::{Cause, Failure};
+use self::resources::{ADDRESS, BACKEND_SERVICE, Catalog, FIREWALL, HEALTH_CHECK, INSTANCE_GROUP, SUBNETWORK};
+use self::settings::Settings;
+use crate::blueprint::Blueprint;
+use crate::engine::handoff::EpochStore;
+use crate::engine::{Action, Cluster, Door, Inputs, Observed, Progress, Request, Resource, Verb};
+use crate::error::{Context as _, Kind, Result};
+use crate::providers::ownership::{CLUSTER_NAME, CLUSTER_UID};
+use crate::providers::resources::{FILESYSTEM, LOAD_BALANCER, MACHINE, NETWORK};
+use crate::providers::{self, Context, Delivery, Fabric, Provider};
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::Duration;
+
+/// Lists show what a finished operation made; this is for a call that lands after its caller has gone.
+const SETTLE: Duration = Duration::from_secs(3);
+/// An operator who lost the state folder reads the keys back within seconds.
+const ADMITTED_FOR: jiff::SignedDuration = jiff::SignedDuration::from_mins(10);
+
+/// One cluster in one region of one project.
+pub struct Gcp {
+    cluster: Cluster,
+    settings: Settings,
+    api: Api,
+    /// By the instance's number.
+    host_keys: Mutex<HashMap<String, Vec<String>>>,
+    offers: Mutex<BTreeMap<BTreeSet<String>, Catalog>>,
+}
+
+/// What the loop inside is given: nothing secret, its machine's service account is its identity.
+#[derive(Serialize, Deserialize)]
+struct Credentials {
+    cluster: Cluster,
+    settings: Settings,
+}
+
+pub async fn connect(settings: &providers::Settings, cluster: &Cluster) -> Result<Gcp> {
+    let mut settings = settings::read(settings)?;
+    let api = Api::connect(&settings).await?;
+    if settings.region.is_empty() {
+        settings.region = region_of(&api, &settings, cluster).await?.ok_or_else(settings::no_region)?;
+    }
+    Ok(Gcp::new(cluster.clone(), settings, api))
+}
+
+pub async fn from_credentials(credentials: &Value) -> Result<Gcp> {
+    let Credentials { cluster, settings } =
+        Credentials::deserialize(credentials).or_fail(Kind::Input, || "could not read the credentials for Google Cloud")?;
+    let api = Api::connect(&settings).await?;
+    Ok(Gcp::new(cluster, settings, api))
+}
+
+/// Every cluster of the project, in all regions.
+pub async fn clusters(settings: &providers::Settings) -> Result<Vec<Cluster>> {
+    let settings = settings::read(settings)?;
+    let api = Api::connect(&settings).await?;
+    let networks = networks(&api, &settings).await?;
+    Ok(networks.iter().filter_map(cluster_of).collect())
+}
+
+/// Networks that look like ours, by name; their descriptions decide.
+async fn networks(api: &Api, settings: &Settings) -> Result<Vec<Value>> {
+    let place = Place { project: &settings.project, region: "", zone: "" };
+    let found = Collection::list(&api.networks, place, "name eq \"kprov-.*\"").await;
+    found.map_err(|failure| failure.error(format!("could not look for clusters in project {}", settings.project)))
+}
+
+fn cluster_of(network: &Value) -> Option<Cluster> {
+    let texts = names::described(network);
+    let uid = texts.get(CLUSTER_UID)?;
+    names::mark(uid, network).filter(|mark| mark.id.kind == NETWORK)?;
+    Some(Cluster { name: texts.get(CLUSTER_NAME)?.clone(), uid: uid.clone() })
+}
+
+/// Where a cluster is, when nothing but its network says so.
+async fn region_of(api: &Api, settings: &Settings, cluster: &Cluster) -> Result<Option<String>> {
+    let networks = networks(api, settings).await?;
+    let ours = networks.iter().find(|network| cluster_of(network).is_some_and(|found| found.uid == cluster.uid));
+    Ok(ours.and_then(|network| names::described(network).remove("region")))
+}
+
+impl Gcp {
+    fn new(cluster: Cluster, settings: Settings, api: Api) -> Gcp {
+        Gcp { cluster, settings, api, host_keys: Mutex::default(), offers: Mutex::default() }
+    }
+
+    fn place<'a>(&'a self, zone: &'a str) -> Place<'a> {
+        Place { project: &self.settings.project, region: &self.settings.region, zone }
+    }
+}
+
+#[async_trait]
+impl Door for Gcp {
+    fn kinds(&self) -> &'static [&'static str] {
+        &[NETWORK, SUBNETWORK, FIREWALL, FILESYSTEM, MACHINE, INSTANCE_GROUP, ADDRESS, HEALTH_CHECK, BACKEND_SERVICE, LOAD_BALANCER]
+    }
+
+    fn settle(&self) -> Duration {
+        SETTLE
+    }
+
+    async fn observe(&self, _known: &[Observed]) -> Result<Vec<Observed>> {
+        self.look_at_all().await
+    }
+
+    fn render(&self, action: &Action, inputs: &Inputs) -> Result<Request> {
+        request::render(&self.settings, &self.cluster, action, inputs)
+    }
+
+    /// Google keeps no epochs: a writer whose epoch is over is stopped by its own look, right before each effect.
+    async fn execute(&self, request: &Request, progress: Progress<'_>) -> Result<Option<Observed>> {
+        if request.verb != Verb::Await
+            && let Some(current) = EpochStore::read(self).await?
+            && let Some(error) = act::is_over(request, current.epoch)
+        {
+            return Err(error);
+        }
+        self.carry_out(request, progress).await
+    }
+}
+
+#[async_trait]
+impl Provider for Gcp {
+    fn name(&self) -> &'static str {
+        "gcp"
+    }
+
+    async fn resources(&self, blueprint: &Blueprint, context: &Context) -> Result<Vec<Resource>> {
+        let types = resources::types(blueprint, &self.settings)?;
+        let catalog = self.catalog(&types).await?;
+        resources::expand(blueprint, context, &self.settings, &catalog)
+    }
+
+    async fn check(&self, resources: &[Resource]) -> Result<()> {
+        self.check_all(resources).await
+    }
+
+    fn epochs(&self) -> &dyn EpochStore {
+        self
+    }
+
+    async fn loop_credentials(&self) -> Result<Value> {
+        let credentials = Credentials { cluster: self.cluster.clone(), settings: self.settings.clone() };
+        serde_json::to_value(credentials).or_fail(Kind::Internal, || "could not write credentials")
+    }
+
+    /// Beside the cluster's own key, with an end that the guest keeps by itself.
+    async fn admit_key(&self, machine: &Observed, public_key: &str) -> Result<()> {
+        let end = (jiff::Timestamp::now() + ADMITTED_FOR).strftime("%Y-%m-%dT%H:%M:%S+0000").to_string();
+        let key: Vec<&str> = public_key.split_whitespace().take(2).collect();
+        let user = names::SSH_USER;
+        let line = format!("{user}:{} google-ssh {{\"userName\":\"{user}\",\"expireOn\":\"{end}\"}}", key.join(" "));
+        let add = |lines: &str| match machine.id.kind.as_str() {
+            MACHINE => Ok(format!("{lines}\n{line}").trim().to_string()),
+            kind => Err(Failure::new(Cause::Refused, format!("a {kind} lets nobody in"))),
+        };
+        let set = self.set_keys(&machine.handle, add).await;
+        set.map_err(|failure| failure.error(format!("could not get back into {}", machine.id)))
+    }
+
+    fn fabric(&self) -> Fabric {
+        Fabric::Routed
+    }
+
+    fn delivery(&self) -> Delivery {
+        Delivery::Address
+    }
+
+    /// The records of writers go last, when nothing is left to write about.
+    async fn leftovers(&self) -> Vec<String> {
+        match self.look_at_all().await {
+            Ok(left) if left.is_empty() => self.forget_all_epochs().await,
+            _ => Vec::new(),
+        }
+    }
+}

@@ -1,0 +1,326 @@
+//! What Google is asked for: the neutral kinds in Google's words, one resource per object of Google's. Pure.
+
+use super::names::SSH_USER;
+use super::settings::Settings;
+use super::sizes;
+use crate::blueprint::Blueprint;
+use crate::blueprint::schema::Access;
+use crate::engine::{Id, Resource};
+use crate::error::Result;
+use crate::providers::firewall::{self, From, Protocol, Rule};
+use crate::providers::resources::{self as neutral, FILESYSTEM, FilesystemSpec, LOAD_BALANCER, LoadBalancerSpec, MACHINE, MachineSpec};
+use crate::providers::{Context, Delivery};
+use ipnet::IpNet;
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
+
+pub const SUBNETWORK: &str = "subnetwork";
+pub const FIREWALL: &str = "firewall";
+pub const INSTANCE_GROUP: &str = "instance-group";
+pub const ADDRESS: &str = "address";
+pub const HEALTH_CHECK: &str = "health-check";
+pub const BACKEND_SERVICE: &str = "backend-service";
+
+/// Beside the pods' and the services' ranges; room for 4,092 machines.
+pub const MACHINES_RANGE: &str = "10.128.0.0/20";
+/// From where Google looks whether a machine behind a passthrough load balancer is well.
+const HEALTH_RANGES: [&str; 3] = ["209.85.152.0/22", "209.85.204.0/22", "35.191.0.0/16"];
+/// The kubelet: what a load balancer without a TCP listener looks at.
+const KUBELET_PORT: u16 = 10250;
+/// More zones make a cluster no safer, and traffic between zones is paid for.
+const MOST_ZONES: usize = 3;
+
+/// What expansion needs to know of Google.
+#[derive(Debug, Clone, Default)]
+pub struct Catalog {
+    /// The region's zones, sorted.
+    pub zones: Vec<String>,
+    /// By machine type: the zones that have it.
+    pub offers: BTreeMap<String, BTreeSet<String>>,
+    /// By machine: the zone it is in. A machine stays where it is, whatever the region's zones become.
+    pub placed: BTreeMap<String, String>,
+}
+
+/// In an order where needs come first.
+pub fn expand(blueprint: &Blueprint, context: &Context, settings: &Settings, catalog: &Catalog) -> Result<Vec<Resource>> {
+    let mut all = neutral::expand(blueprint, context)?;
+    let take = |all: &mut Vec<Resource>, kind: &str| all.extract_if(.., |resource| resource.id.kind == kind).collect::<Vec<_>>();
+    let (machines, balancers, filesystems) = (take(&mut all, MACHINE), take(&mut all, LOAD_BALANCER), take(&mut all, FILESYSTEM));
+    let network = all[0].id.clone();
+    let summary = format!("{MACHINES_RANGE} in {}", settings.region);
+    let subnetwork = Resource {
+        replace_on: vec!["range".into()],
+        ..resource(Id::new(SUBNETWORK, &context.cluster.name), json!({"range": MACHINES_RANGE}), vec![network.clone()], summary)
+    };
+    let machines = machines.into_iter().map(|one| machine(one, settings)).collect::<Result<Vec<_>>>()?;
+    let zones = zones(catalog, &machines);
+    let balancers: Vec<LoadBalancerSpec> = balancers.iter().map(|one| balancer(one, &machines)).collect();
+    let firewalls = firewalls(&blueprint.spec.access, &balancers, &network);
+    all.push(subnetwork.clone());
+    all.extend(firewalls.iter().cloned());
+    all.extend(filesystems.into_iter().map(|one| filesystem(one, &zones)));
+    let ground: Vec<Id> = [&subnetwork].into_iter().chain(&firewalls).map(|resource| resource.id.clone()).collect();
+    let machines: Vec<Resource> = machines.into_iter().map(|one| place(one, &zones, catalog, &ground)).collect();
+    let groups = if balancers.is_empty() { Vec::new() } else { groups(&machines, &balancers[0].machines, &network) };
+    all.extend(machines);
+    all.extend(groups.iter().cloned());
+    all.extend(balancers.iter().flat_map(|spec| balancer_parts(spec, &groups, &network)));
+    Ok(all)
+}
+
+/// The machine types that a blueprint comes to: what the catalog is asked for.
+pub fn types(blueprint: &Blueprint, settings: &Settings) -> Result<BTreeSet<String>> {
+    let groups = blueprint.spec.machines.iter().filter(|group| group.count > 0);
+    groups.map(|group| machine_type(settings, &group.name, group.size.cpu_millis(), group.size.memory_bytes())).collect()
+}
+
+fn machine_type(settings: &Settings, group: &str, cpu_millis: u64, memory_bytes: u64) -> Result<String> {
+    settings.machine_types.get(group).map_or_else(|| sizes::machine_type(cpu_millis, memory_bytes), |named| Ok(named.clone()))
+}
+
+/// The machine type is what counts; cpu and memory are only how it was found.
+fn machine(mut wish: Resource, settings: &Settings) -> Result<Resource> {
+    let spec: MachineSpec = serde_json::from_value(wish.spec.clone()).expect("a neutral machine");
+    let kind = machine_type(settings, &spec.group, spec.cpu_millis, spec.memory_bytes)?;
+    wish.spec["diskBytes"] = json!(sizes::disk_gib(spec.disk_bytes) << 30);
+    wish.spec["machineType"] = json!(kind);
+    wish.spec["image"] = json!(settings.image);
+    wish.spec["serviceAccount"] = if spec.role == "control-plane" { json!(settings.service_account) } else { Value::Null };
+    wish.replace_on = ["role", "machineType", "diskBytes"].map(String::from).to_vec();
+    Ok(wish)
+}
+
+/// Where new machines go: the first zones that have all types. Without such a zone every zone is named, and the check says what is wrong.
+fn zones(catalog: &Catalog, machines: &[Resource]) -> Vec<String> {
+    let has = |zone: &String, machine: &Resource| {
+        let kind = machine.spec["machineType"].as_str().unwrap_or_default();
+        catalog.offers.get(kind).is_some_and(|zones| zones.contains(zone))
+    };
+    let good: Vec<String> = catalog.zones.iter().filter(|zone| machines.iter().all(|machine| has(zone, machine))).cloned().collect();
+    let mut zones = if good.is_empty() { catalog.zones.clone() } else { good };
+    zones.truncate(MOST_ZONES);
+    zones
+}
+
+/// Round robin by the number at the end of the machine's name, so that one more machine moves no other.
+fn place(mut machine: Resource, zones: &[String], catalog: &Catalog, ground: &[Id]) -> Resource {
+    let name = &machine.id.name;
+    let number: usize = name.rsplit_once('-').and_then(|(_, number)| number.parse().ok()).unwrap_or(1);
+    let chosen = zones.get((number.max(1) - 1) % zones.len().max(1)).cloned().unwrap_or_default();
+    let zone = catalog.placed.get(name).cloned().unwrap_or(chosen);
+    machine.summary = format!(
+        "{} in {zone}, {} GiB disk, {}",
+        machine.spec["machineType"].as_str().unwrap_or_default(),
+        machine.spec["diskBytes"].as_u64().unwrap_or_default() >> 30,
+        machine.spec["image"].as_str().unwrap_or_default()
+    );
+    machine.spec["zone"] = json!(zone);
+    machine.needs.extend(ground.iter().cloned());
+    machine
+}
+
+fn filesystem(mut wish: Resource, zones: &[String]) -> Resource {
+    let spec: FilesystemSpec = serde_json::from_value(wish.spec.clone()).expect("a neutral filesystem");
+    let gib = sizes::share_gib(spec.size_bytes);
+    wish.spec = json!({"sizeBytes": gib << 30, "zone": zones.first()});
+    wish.summary = format!("Filestore, basic HDD, {gib} GiB (its smallest is 1024)");
+    wish
+}
+
+/// Every load balancer sends to every machine that serves: a machine can be in one load-balanced group only.
+fn balancer(wish: &Resource, machines: &[Resource]) -> LoadBalancerSpec {
+    let mut spec: LoadBalancerSpec = serde_json::from_value(wish.spec.clone()).expect("a neutral load balancer");
+    let named = |role: &str| machines.iter().filter(|one| one.spec["role"] == role).map(|one| one.id.name.clone()).collect::<Vec<_>>();
+    let workers = named("worker");
+    spec.machines = if workers.is_empty() { named("control-plane") } else { workers };
+    spec.machines.sort();
+    // Packets arrive with the listener's own port: what nobody uses must not look like a difference.
+    spec.listeners.iter_mut().for_each(|listener| listener.node_port = 0);
+    spec.listeners.sort_by_key(|listener| (listener.protocol.clone(), listener.port));
+    spec
+}
+
+fn firewalls(access: &Access, balancers: &[LoadBalancerSpec], network: &Id) -> Vec<Resource> {
+    let rules = firewall::machines(access, balancers, Delivery::Address);
+    let mut all: Vec<Resource> = rules.iter().filter_map(|rule| firewall_rule(rule, network)).collect();
+    let ports: BTreeSet<u16> = balancers.iter().map(health_port).collect();
+    if !ports.is_empty() {
+        let ports: Vec<String> = ports.iter().map(u16::to_string).collect();
+        let spec = json!({"ranges": HEALTH_RANGES, "protocol": "tcp", "ports": ports});
+        all.push(resource(Id::new(FIREWALL, "health"), spec, vec![network.clone()], "Google's health checks"));
+    }
+    all
+}
+
+/// Machines have IPv4 addresses only; a rule without such a range lets nobody in and is left out.
+fn firewall_rule(rule: &Rule, network: &Id) -> Option<Resource> {
+    let mut ranges: Vec<String> = match &rule.from {
+        From::Ranges(ranges) => ranges.iter().filter(|range| matches!(range, IpNet::V4(_))).map(IpNet::to_string).collect(),
+        From::Cluster => Vec::new(),
+        // Packets of a passthrough load balancer keep their sender.
+        From::Balancers => vec!["0.0.0.0/0".into()],
+    };
+    if ranges.is_empty() && rule.from != From::Cluster {
+        return None;
+    }
+    ranges.sort();
+    let protocol = match rule.protocol {
+        Protocol::Any => "all",
+        Protocol::Tcp => "tcp",
+        Protocol::Udp => "udp",
+    };
+    let ports: Vec<String> = rule.ports.iter().map(u16::to_string).collect();
+    let summary = if rule.from == From::Cluster { rule.why.into() } else { format!("{} from {}", ports.join(", "), ranges.join(", ")) };
+    let spec = json!({"ranges": ranges, "protocol": protocol, "ports": ports});
+    Some(resource(Id::new(FIREWALL, rule.name), spec, vec![network.clone()], summary))
+}
+
+/// One per zone with machines that serve.
+fn groups(machines: &[Resource], serving: &[String], network: &Id) -> Vec<Resource> {
+    let mut by_zone: BTreeMap<&str, Vec<&Id>> = BTreeMap::new();
+    for machine in machines.iter().filter(|machine| serving.contains(&machine.id.name)) {
+        by_zone.entry(machine.spec["zone"].as_str().unwrap_or_default()).or_default().push(&machine.id);
+    }
+    let group = |(zone, mut members): (&str, Vec<&Id>)| {
+        members.sort();
+        let names: Vec<&str> = members.iter().map(|id| id.name.as_str()).collect();
+        let needs = std::iter::once(network).chain(members.iter().copied()).cloned().collect();
+        resource(Id::new(INSTANCE_GROUP, zone), json!({"machines": names}), needs, names.join(", "))
+    };
+    by_zone.into_iter().map(group).collect()
+}
+
+/// The port that says whether a machine can serve: a probe comes with the load balancer's own address, like every packet.
+fn health_port(spec: &LoadBalancerSpec) -> u16 {
+    spec.listeners.iter().find(|listener| listener.protocol == "TCP").map_or(KUBELET_PORT, |listener| listener.port)
+}
+
+fn balancer_parts(spec: &LoadBalancerSpec, groups: &[Resource], network: &Id) -> Vec<Resource> {
+    let id = |kind: &str| Id::new(kind, &spec.name);
+    let group_ids: Vec<Id> = groups.iter().map(|group| group.id.clone()).collect();
+    let zones: Vec<&str> = group_ids.iter().map(|group| group.name.as_str()).collect();
+    let port = health_port(spec);
+    let backends: Vec<Id> = group_ids.iter().cloned().chain([id(HEALTH_CHECK)]).collect();
+    let ports: Vec<String> = spec.listeners.iter().map(|listener| format!("{}/{}", listener.port, listener.protocol)).collect();
+    let needs = vec![network.clone(), id(ADDRESS), id(BACKEND_SERVICE)];
+    vec![
+        resource(id(ADDRESS), json!({}), vec![], "static, external"),
+        resource(id(HEALTH_CHECK), json!({"port": port}), vec![], format!("TCP {port}")),
+        resource(id(BACKEND_SERVICE), json!({"zones": zones}), backends, zones.join(", ")),
+        resource(id(LOAD_BALANCER), json!(spec), needs, format!("passthrough, {}", ports.join(", "))),
+    ]
+}
+
+fn resource(id: Id, spec: Value, needs: Vec<Id>, summary: impl Into<String>) -> Resource {
+    Resource { id, spec, needs, replace_on: vec![], summary: summary.into() }
+}
+
+/// A line of an instance's `ssh-keys`.
+pub fn ssh_key_line(public_key: &str) -> String {
+    format!("{SSH_USER}:{public_key}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::Cluster;
+
+    fn settings() -> Settings {
+        Settings {
+            project: "p".into(),
+            region: "europe-west1".into(),
+            endpoint: None,
+            image: "debian-cloud/debian-12".into(),
+            machine_types: BTreeMap::new(),
+            service_account: "default".into(),
+        }
+    }
+
+    fn catalog() -> Catalog {
+        let zones: Vec<String> = ["b", "c", "d", "f"].map(|letter| format!("europe-west1-{letter}")).to_vec();
+        let all: BTreeSet<String> = zones.iter().cloned().collect();
+        let offers = [("e2-medium".to_string(), all.clone()), ("e2-standard-2".to_string(), all)];
+        Catalog { zones, offers: offers.into(), placed: BTreeMap::new() }
+    }
+
+    fn blueprint(workers: u32) -> Blueprint {
+        let value = json!({
+            "apiVersion": "kprov.dev/v1", "kind": "Blueprint", "metadata": {"name": "shop"},
+            "spec": {
+                "provider": "gcp", "location": "eu-west", "access": {"from": ["192.0.2.0/24", "2001:db8::/32"]},
+                "machines": [
+                    {"name": "control", "role": "control-plane", "count": 1},
+                    {"name": "worker", "role": "worker", "count": workers, "size": {"cpu": 2, "memory": "8Gi", "disk": "20Gi"}},
+                ],
+                "loadBalancers": [{"name": "web", "listeners": [{"port": 443, "service": "web"}, {"port": 80, "service": "web"}]}],
+                "filesystems": [{"name": "media", "size": "5Gi"}],
+            },
+        });
+        serde_json::from_value(value).expect("a blueprint")
+    }
+
+    fn expanded(workers: u32, catalog: &Catalog) -> Vec<Resource> {
+        let cluster = Cluster { name: "shop".into(), uid: "u-1".into() };
+        let context = Context { cluster, ssh_public_key: "ssh-ed25519 AAAA".into(), service_load_balancers: vec![] };
+        expand(&blueprint(workers), &context, &settings(), catalog).expect("a good blueprint")
+    }
+
+    #[test]
+    fn a_blueprint_becomes_googles_objects_in_the_order_of_their_needs() {
+        let all = expanded(2, &catalog());
+        let lines: Vec<String> = all.iter().map(|one| format!("{}: {}", one.id, one.summary)).collect();
+        assert_eq!(
+            lines,
+            [
+                "network/shop: private to the cluster",
+                "subnetwork/shop: 10.128.0.0/20 in europe-west1",
+                "firewall/cluster: machines of the cluster reach each other",
+                "firewall/ssh: 22 from 192.0.2.0/24",
+                "firewall/api: 6443 from 192.0.2.0/24",
+                "firewall/listeners-tcp: 80, 443 from 0.0.0.0/0",
+                "firewall/health: Google's health checks",
+                "filesystem/media: Filestore, basic HDD, 1024 GiB (its smallest is 1024)",
+                "machine/control-1: e2-medium in europe-west1-b, 10 GiB disk, debian-cloud/debian-12",
+                "machine/worker-1: e2-standard-2 in europe-west1-b, 20 GiB disk, debian-cloud/debian-12",
+                "machine/worker-2: e2-standard-2 in europe-west1-c, 20 GiB disk, debian-cloud/debian-12",
+                "instance-group/europe-west1-b: worker-1",
+                "instance-group/europe-west1-c: worker-2",
+                "address/web: static, external",
+                "health-check/web: TCP 80",
+                "backend-service/web: europe-west1-b, europe-west1-c",
+                "load-balancer/web: passthrough, 80/TCP, 443/TCP",
+            ]
+        );
+        for (position, one) in all.iter().enumerate() {
+            assert!(one.needs.iter().all(|need| all[..position].iter().any(|other| other.id == *need)), "{} comes after its needs", one.id);
+        }
+    }
+
+    #[test]
+    fn a_machine_stays_in_its_zone_and_new_ones_go_where_their_type_is_sold() {
+        let mut catalog = catalog();
+        catalog.placed = BTreeMap::from([("worker-1".into(), "europe-west1-f".into())]);
+        for zones in catalog.offers.values_mut() {
+            zones.remove("europe-west1-b");
+        }
+        let zone = |name: &str| {
+            let all = expanded(2, &catalog);
+            all.iter().find(|one| one.id == Id::new(MACHINE, name)).expect("a machine").spec["zone"].as_str().expect("a zone").to_string()
+        };
+        assert_eq!(["worker-1", "worker-2", "control-1"].map(zone), ["europe-west1-f", "europe-west1-d", "europe-west1-c"]);
+    }
+
+    #[test]
+    fn only_control_planes_act_as_a_service_account() {
+        let all = expanded(1, &catalog());
+        let account =
+            |name: &str| all.iter().find(|one| one.id == Id::new(MACHINE, name)).expect("a machine").spec["serviceAccount"].clone();
+        assert_eq!((account("control-1"), account("worker-1")), (json!("default"), Value::Null));
+    }
+
+    #[test]
+    fn without_workers_the_control_plane_serves() {
+        let group = expanded(0, &catalog()).into_iter().find(|one| one.id.kind == INSTANCE_GROUP).expect("a group");
+        assert_eq!(group.spec, json!({"machines": ["control-1"]}));
+    }
+}

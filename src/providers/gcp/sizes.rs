@@ -1,0 +1,90 @@
+//! Which machine type a neutral size becomes. Pure: a table, smallest and cheapest first.
+
+use crate::error::{Error, Result};
+
+const GI: u64 = 1 << 30;
+const MI: u64 = 1 << 20;
+
+/// Name, thousandths of a core, bytes. E2 up to its largest, then N2: general purpose types that every region has. The two small shared
+/// ones count with the cores that they may use for long.
+fn table() -> Vec<(String, u64, u64)> {
+    let mut all: Vec<(String, u64, u64)> =
+        vec![("e2-micro".into(), 250, GI), ("e2-small".into(), 500, 2 * GI), ("e2-medium".into(), 1000, 4 * GI)];
+    // Memory per core in MiB: highcpu 1 GiB, standard 4, highmem 8.
+    let mut family = |name: &str, cores: &[u64]| {
+        for count in cores {
+            for (kind, per_core) in [("highcpu", 1024), ("standard", 4096), ("highmem", 8192)] {
+                let exists = !(kind == "highcpu" && *count > 32 && name == "e2" || kind == "highmem" && *count > 16 && name == "e2");
+                if exists {
+                    all.push((format!("{name}-{kind}-{count}"), count * 1000, count * per_core * MI));
+                }
+            }
+        }
+    };
+    family("e2", &[2, 4, 8, 16, 32]);
+    family("n2", &[48, 64, 80]);
+    all
+}
+
+/// The first type with at least so much of both.
+pub fn machine_type(cpu_millis: u64, memory_bytes: u64) -> Result<String> {
+    let mut all = table();
+    all.sort_by_key(|(_, cpu, memory)| (*cpu, *memory));
+    let fits = all.into_iter().filter(|(_, cpu, memory)| *cpu >= cpu_millis && *memory >= memory_bytes);
+    // Cores cost about as much as eight times as many GiB: the cheapest that fits need not be the one with fewest cores.
+    let cheapest = fits.min_by_key(|(_, cpu, memory)| cpu / 1000 * 8 + memory / GI);
+    cheapest.map(|(name, ..)| name).ok_or_else(|| {
+        Error::input(format!(
+            "could not find a machine type with {} cores and {} GiB",
+            cpu_millis.div_ceil(1000),
+            memory_bytes.div_ceil(GI)
+        ))
+        .hint("name one in spec.providers.gcp.machineTypes")
+    })
+}
+
+/// Whole GiB, and at least what the images need.
+pub fn disk_gib(bytes: u64) -> u64 {
+    const SMALLEST: u64 = 10;
+    bytes.div_ceil(GI).max(SMALLEST)
+}
+
+/// Filestore's smallest basic instance is 1 TiB; it grows by whole GiB.
+pub fn share_gib(bytes: u64) -> u64 {
+    const SMALLEST: u64 = 1024;
+    bytes.div_ceil(GI).max(SMALLEST)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(cpu_millis: u64, memory_gib: u64, expected: &str) {
+        assert_eq!(machine_type(cpu_millis, memory_gib * GI).expect("a type"), expected, "{cpu_millis}m {memory_gib}Gi");
+    }
+
+    #[test]
+    fn the_cheapest_type_that_has_enough_of_both_is_chosen() {
+        check(250, 1, "e2-micro");
+        check(500, 2, "e2-small");
+        check(1000, 1, "e2-medium");
+        check(1000, 4, "e2-medium");
+        check(2000, 2, "e2-highcpu-2");
+        check(2000, 8, "e2-standard-2");
+        check(1000, 16, "e2-highmem-2");
+        check(4000, 16, "e2-standard-4");
+        check(33_000, 16, "n2-highcpu-48");
+    }
+
+    #[test]
+    fn a_size_that_no_type_has_is_an_error_with_a_way_out() {
+        let error = machine_type(1_000_000, GI).expect_err("nobody has that");
+        assert!(error.hints()[0].contains("machineTypes"));
+    }
+
+    #[test]
+    fn disks_and_shares_are_at_least_what_google_sells() {
+        assert_eq!((disk_gib(1), disk_gib(20 * GI + 1)), (10, 21));
+        assert_eq!((share_gib(5 * GI), share_gib(2048 * GI)), (1024, 2048));
+    }
+}
