@@ -4,6 +4,7 @@ mod api_kubectl;
 mod aws_cluster;
 mod bootstrap;
 mod crash;
+mod gcp;
 mod harness;
 mod kubelet;
 mod local_machines;

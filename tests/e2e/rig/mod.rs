@@ -3,6 +3,7 @@
 pub mod aws;
 pub mod balancers;
 mod cloud_init;
+pub mod gcp;
 pub mod hosts;
 pub mod http;
 pub mod machines;
