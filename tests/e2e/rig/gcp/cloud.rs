@@ -4,7 +4,7 @@ use super::filter::matches;
 use super::schema::Call;
 use super::{rules, shares};
 use serde_json::{Value, json};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
 /// What the real service answers with, and what it wants to be asked within.
@@ -68,6 +68,17 @@ enum Effect {
     Vanish,
     Change(Value),
     Nothing,
+}
+
+/// What the world outside should look like.
+#[derive(Default)]
+pub struct Effects {
+    /// By name.
+    pub instances: BTreeMap<String, Value>,
+    /// By address: the filesystem's name.
+    pub shares: BTreeMap<String, String>,
+    /// By a load balancer's address: where its packets go.
+    pub routes: BTreeMap<String, BTreeSet<String>>,
 }
 
 pub fn refusal(code: u16, reason: &str, message: impl Into<String>) -> Refusal {

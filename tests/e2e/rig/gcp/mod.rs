@@ -4,6 +4,7 @@
 //! A request that Google would not take is refused and remembered: `violations` must be empty at the end of every test.
 
 mod cloud;
+pub mod estate;
 mod filter;
 mod rules;
 mod schema;
@@ -33,6 +34,8 @@ use tokio::time::Instant;
 
 pub const PROJECT: &str = "shop-1";
 pub const REGION: &str = "europe-west1";
+/// Where it listens in a namespace of its own.
+pub const PORT: u16 = 8085;
 /// Long enough to be seen, short enough for a test.
 const PACE: Duration = Duration::from_millis(20);
 /// The longest that Google holds a wait.
@@ -55,7 +58,7 @@ pub struct Google {
     server: JoinHandle<()>,
 }
 
-struct Inner {
+pub struct Inner {
     schema: Schema,
     cloud: Mutex<Cloud>,
     /// By method, in order; and how many have happened.
@@ -67,8 +70,7 @@ impl Google {
     pub async fn start() -> Google {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
-        let cloud = Cloud { pace: PACE, by_itself: true, ..Cloud::default() };
-        let inner = Arc::new(Inner { schema: Schema::read(), cloud: Mutex::new(cloud), faults: Mutex::default(), calls: Mutex::default() });
+        let inner = Inner::new(true);
         let server = tokio::spawn(serve(listener, inner.clone()));
         Google { address, inner, server }
     }
@@ -80,9 +82,7 @@ impl Google {
     }
 
     pub fn cloud(&self) -> MutexGuard<'_, Cloud> {
-        let mut cloud = self.inner.cloud.lock();
-        cloud.pass_time();
-        cloud
+        self.inner.cloud()
     }
 
     /// The next call of this method (`compute.instances.insert`) that has no fault before it meets this one.
@@ -179,6 +179,17 @@ async fn answer(inner: Arc<Inner>, request: Request<Incoming>) -> Result<Respons
 }
 
 impl Inner {
+    fn new(by_itself: bool) -> Arc<Inner> {
+        let cloud = Mutex::new(Cloud { pace: PACE, by_itself, ..Cloud::default() });
+        Arc::new(Inner { schema: Schema::read(), cloud, faults: Mutex::default(), calls: Mutex::default() })
+    }
+
+    pub fn cloud(&self) -> MutexGuard<'_, Cloud> {
+        let mut cloud = self.cloud.lock();
+        cloud.pass_time();
+        cloud
+    }
+
     fn next_fault(&self, method: &str) -> Option<Fault> {
         let mut faults = self.faults.lock();
         let place = faults.iter().position(|(other, _)| other == method)?;
