@@ -66,7 +66,8 @@ fn decide(
     })?;
     let region = own.region.or_else(|| location.map(|location| region(location).to_string())).unwrap_or_default();
     for (what, text) in [("project", &project), ("region", &region)] {
-        if !is_name(text) && !(what == "region" && text.is_empty()) {
+        let is_absent = what == "region" && text.is_empty();
+        if !is_absent && !is_name(text) {
             return Err(Error::input(format!("could not use {text:?} as a {what} of Google Cloud: it is not a name")));
         }
     }
