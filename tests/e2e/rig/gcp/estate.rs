@@ -61,11 +61,6 @@ impl Estate {
         self.machines.names()
     }
 
-    /// A command in a machine, as its root.
-    pub fn inside(&self, machine: &str, shell: &str) -> std::process::Output {
-        self.machines.inside(machine, shell)
-    }
-
     pub fn paths(&self) -> Vec<String> {
         self.inner.cloud().things.keys().cloned().collect()
     }

@@ -23,5 +23,5 @@ pub fn matches(filter: &str, thing: &Value) -> Result<bool, String> {
 }
 
 fn field_of<'a>(thing: &'a Value, field: &str) -> Option<&'a str> {
-    field.split('.').fold(Some(thing), |value, part| value?.get(part))?.as_str()
+    field.split('.').try_fold(thing, |value, part| value.get(part))?.as_str()
 }
