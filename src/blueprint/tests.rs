@@ -237,6 +237,7 @@ fn names_are_labels_and_used_once() {
             "10:98 `a/b/c` is not the name of a service (write namespace/service, for instance shop/web)",
             "13:14 two filesystems have the name `m` (the first one is on line 12)",
             "13:23 `1Gb` is not a quantity: `Gb` is no suffix; use m, k, M, G, T, P, E or Ki, Mi, Gi, Ti, Pi, Ei (for instance \"512Mi\" or \"10Gi\")",
+            "14:15 unknown field `azure` in `spec.providers` (known here: aws, gcp, local, ssh)",
         ],
     );
 }
