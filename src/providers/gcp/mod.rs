@@ -42,7 +42,7 @@ use std::time::Duration;
 /// Lists show what a finished operation made; this is for a call that lands after its caller has gone.
 const SETTLE: Duration = Duration::from_secs(3);
 /// An operator who lost the state folder reads the keys back within seconds.
-const ADMITTED_FOR: jiff::SignedDuration = jiff::SignedDuration::from_mins(10);
+const ADMITTED_FOR: k8s_openapi::jiff::SignedDuration = k8s_openapi::jiff::SignedDuration::from_mins(10);
 
 /// One cluster in one region of one project.
 pub struct Gcp {
@@ -173,7 +173,7 @@ impl Provider for Gcp {
 
     /// Beside the cluster's own key, with an end that the guest keeps by itself.
     async fn admit_key(&self, machine: &Observed, public_key: &str) -> Result<()> {
-        let end = (jiff::Timestamp::now() + ADMITTED_FOR).strftime("%Y-%m-%dT%H:%M:%S+0000").to_string();
+        let end = (k8s_openapi::jiff::Timestamp::now() + ADMITTED_FOR).strftime("%Y-%m-%dT%H:%M:%S+0000").to_string();
         let key: Vec<&str> = public_key.split_whitespace().take(2).collect();
         let user = names::SSH_USER;
         let line = format!("{user}:{} google-ssh {{\"userName\":\"{user}\",\"expireOn\":\"{end}\"}}", key.join(" "));
