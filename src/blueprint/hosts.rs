@@ -209,7 +209,7 @@ mod tests {
     #[test]
     fn every_mistake_in_the_list_of_hosts_is_told_with_its_place() {
         check("    - {address: 10.0.0.1}\n    - {address: 10.0.0.2, user: debian, jump: \"admin@bastion:2222\"}\n", &[]);
-        check("    - {address: 10.0.0.1}\n", &["8:5 2 machines are wanted, 1 host is listed"]);
+        check("    - {address: 10.0.0.1}\n", &["8:7 2 machines are wanted, 1 host is listed"]);
         check(
             "    - {address: 10.0.0.1, group: workers}\n    - {address: 10.0.0.1, role: worker, group: control}\n    - {address: \"a b\", fingerprint: MD5:x}\n",
             &[
@@ -222,7 +222,7 @@ mod tests {
         );
         check(
             "    - {address: 10.0.0.1, role: worker}\n    - {address: 10.0.0.2, role: worker}\n",
-            &["8:5 group `control` wants 1 machines, 0 of the hosts may be used for it"],
+            &["8:7 group `control` wants 1 machines, 0 of the hosts may be used for it"],
         );
         check(
             "    - {address: 10.0.0.1}\n    - {address: 10.0.0.2}\n    addresses: [10.0.0.9-10.0.0.1, 10.0.0.40]\n",

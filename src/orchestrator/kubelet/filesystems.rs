@@ -104,7 +104,7 @@ impl Mounts {
         let arguments = arguments(mount).ok_or_else(|| Error::input(format!("{}: it is not of type bind, nfs or nfs4", failed())))?;
         if !folder.exists() {
             std::fs::create_dir_all(&self.root).or_fail(Kind::Host, failed)?;
-            std::fs::DirBuilder::new().mode(0).create(&folder).or_fail(Kind::Host, failed)?;
+            std::fs::DirBuilder::new().mode(0o000).create(&folder).or_fail(Kind::Host, failed)?;
         }
         let mut command = tokio::process::Command::new(&self.program);
         command.args(arguments).arg("--").arg(&mount.source).arg(&folder).stdin(std::process::Stdio::null()).kill_on_drop(true);

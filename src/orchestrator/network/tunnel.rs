@@ -49,7 +49,10 @@ impl Door {
         let Some(link) = found.filter(|link| settings(link).is_some()) else { return Ok(()) };
         match self.handle.link().del(link.header.index).execute().await {
             Err(error) if code(&error) != Some(libc::ENODEV) => Err(failed(&format!("could not remove {TUNNEL}"), error)),
-            _ => Ok(tracing::info!("{TUNNEL} removed: the network between nodes carries pods by itself")),
+            _ => {
+                tracing::info!("{TUNNEL} removed: the network between nodes carries pods by itself");
+                Ok(())
+            }
         }
     }
 
