@@ -61,6 +61,7 @@ impl Story {
             agent_config: settings.into(),
             images: Vec::new(),
             files: Vec::new(),
+            nfs: false,
         };
         let mut spec = worker(node, SystemTime::now()).unwrap();
         let Service { argv, ready, .. } = &mut spec.services[0];
