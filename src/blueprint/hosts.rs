@@ -213,7 +213,7 @@ mod tests {
         check(
             "    - {address: 10.0.0.1, group: workers}\n    - {address: 10.0.0.1, role: worker, group: control}\n    - {address: \"a b\", fingerprint: MD5:x}\n",
             &[
-                "8:37 no machine group is called `workers`",
+                "8:34 no machine group is called `workers`",
                 "9:17 two hosts have the address `10.0.0.1`",
                 "9:48 group `control` is of role control-plane, this host is for role worker",
                 "10:17 `a b` is not the name or the address of a host",
