@@ -378,7 +378,11 @@ impl Aws {
                 end!(ec2.delete_route_table().route_table_id(handle), "delete the route table");
             }
             GROUP => end!(ec2.delete_security_group().group_id(handle), "delete a security group"),
-            KEY_PAIR => end!(ec2.delete_key_pair().key_pair_id(handle), "delete the key pair"),
+            // By its name, which has the cluster's uid in it: not every endpoint takes ids here.
+            KEY_PAIR => {
+                let name = thing.outputs["name"].as_str().unwrap_or_default();
+                end!(ec2.delete_key_pair().key_name(name), "delete the key pair");
+            }
             SECRET => end!(self.clients.ssm.delete_parameter().name(handle), "delete the kept SSH key"),
             ROLE => {
                 end!(iam.delete_role_policy().role_name(handle).policy_name("kprov"), "delete the control plane's policy");

@@ -358,6 +358,8 @@ def create_load_balancer(original, self, name, *arguments, **named):
             public_ip_auto_assign=balancer.scheme != "internal")
         interface.requester_managed, interface.status, interface.interface_type = True, "in-use", "network_load_balancer"
         balancer.interfaces.append(interface)
+    # Nobody answers for names in here: the address of the first zone stands in for the balancer's.
+    balancer.dns_name = next((one.public_ip or one.private_ip_address for one in balancer.interfaces), balancer.dns_name)
     rig.tell("balancers")
     return balancer
 
@@ -669,7 +671,8 @@ def detail(kind, thing):
                  for rule in thing.ingress_rules + thing.egress_rules]
         return sorted(json.dumps(rule, sort_keys=True, default=str) for rule in rules)
     if kind == "route-table":
-        return sorted(thing.routes) + sorted(str(getattr(one, "subnet_id", one)) for one in thing.associations)
+        routes = thing.routes.values() if hasattr(thing.routes, "values") else thing.routes
+        return sorted(str(getattr(one, "id", one)) for one in routes) + sorted(str(getattr(one, "subnet_id", one)) for one in thing.associations)
     if kind == "load-balancer":
         return sorted(str(listener.port) for listener in thing.listeners.values())
     if kind == "target-group":
