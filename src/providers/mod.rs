@@ -64,6 +64,8 @@ pub async fn connect(settings: &Settings, cluster: &Cluster) -> Result<Arc<dyn P
         ProviderName::Ssh => Ok(Arc::new(ssh::Machines::connect(settings, cluster)?)),
         #[cfg(feature = "gcp")]
         ProviderName::Gcp => Ok(Arc::new(gcp::connect(settings, cluster).await?)),
+        #[cfg(feature = "aws")]
+        ProviderName::Aws => Ok(Arc::new(aws::connect(settings, cluster).await?)),
         other => Err(absent(other)),
     }
 }
@@ -71,6 +73,8 @@ pub async fn connect(settings: &Settings, cluster: &Cluster) -> Result<Arc<dyn P
 /// The same for the loop inside the cluster, from what `loop_credentials` gave.
 pub async fn from_credentials(credentials: &Value) -> Result<Arc<dyn Provider>> {
     match credentials["provider"].as_str() {
+        #[cfg(feature = "aws")]
+        Some("aws") => Ok(Arc::new(aws::from_credentials(&credentials["credentials"]).await?)),
         Some("ssh") => Ok(Arc::new(ssh::Machines::from_credentials(&credentials["credentials"])?)),
         Some("local") => Ok(Arc::new(local::Local::from_credentials(&credentials["credentials"])?)),
         #[cfg(feature = "gcp")]
@@ -86,6 +90,8 @@ pub async fn clusters(settings: &Settings) -> Result<Vec<Cluster>> {
         ProviderName::Ssh => ssh::clusters(settings).await,
         #[cfg(feature = "gcp")]
         ProviderName::Gcp => gcp::clusters(settings).await,
+        #[cfg(feature = "aws")]
+        ProviderName::Aws => aws::clusters(settings).await,
         other => Err(absent(other)),
     }
 }
