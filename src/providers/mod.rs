@@ -66,6 +66,7 @@ pub async fn connect(settings: &Settings, cluster: &Cluster) -> Result<Arc<dyn P
         ProviderName::Gcp => Ok(Arc::new(gcp::connect(settings, cluster).await?)),
         #[cfg(feature = "aws")]
         ProviderName::Aws => Ok(Arc::new(aws::connect(settings, cluster).await?)),
+        #[cfg(not(all(feature = "aws", feature = "gcp")))]
         other => Err(absent(other)),
     }
 }
@@ -92,6 +93,7 @@ pub async fn clusters(settings: &Settings) -> Result<Vec<Cluster>> {
         ProviderName::Gcp => gcp::clusters(settings).await,
         #[cfg(feature = "aws")]
         ProviderName::Aws => aws::clusters(settings).await,
+        #[cfg(not(all(feature = "aws", feature = "gcp")))]
         other => Err(absent(other)),
     }
 }
@@ -105,6 +107,7 @@ pub async fn find(settings: &Settings, cluster: &str) -> Result<Option<Cluster>>
     }
 }
 
+#[cfg(not(all(feature = "aws", feature = "gcp")))]
 fn absent(name: ProviderName) -> Error {
     Error::input(format!("provider {name} is not in this build")).hint("use provider: local")
 }

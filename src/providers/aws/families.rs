@@ -6,7 +6,7 @@ use super::failure::{OrFailure, failure};
 use super::machines::{DISK, GROUP_TAG, ROLE_TAG};
 use super::names::*;
 use super::sizes::disk_gib;
-use crate::engine::{Observed, Request, Verb};
+use crate::engine::{Observed, Phase, Request, Verb};
 use crate::error::{Error, Result};
 use crate::providers::resources::{FILESYSTEM, LOAD_BALANCER, MACHINE, NETWORK};
 use aws_sdk_ec2::error::ProvideErrorMetadata;
@@ -389,8 +389,11 @@ impl Aws {
                 end!(iam.delete_role().role_name(handle), "delete the control plane's role");
             }
             PROFILE => {
-                let takes = iam.remove_role_from_instance_profile().instance_profile_name(handle).role_name(handle);
-                end!(takes, "take the instance profile's role away");
+                // One that gives none any more is half gone: an earlier run was stopped right here.
+                if thing.phase == Phase::Ready {
+                    let takes = iam.remove_role_from_instance_profile().instance_profile_name(handle).role_name(handle);
+                    end!(takes, "take the instance profile's role away");
+                }
                 end!(iam.delete_instance_profile().instance_profile_name(handle), "delete the instance profile");
             }
             FILESYSTEM => end!(efs.delete_file_system().file_system_id(handle), "delete a filesystem"),
