@@ -28,10 +28,15 @@ pub async fn run(args: &Args) -> Result<()> {
     places.extend(args.provider.iter().copied().chain([ProviderName::Local]).map(Settings::plain));
     places.sort_by_key(|settings| (settings.provider, settings.location.clone()));
     places.dedup();
+    let mut unknown = false;
     for settings in &places {
         match providers::clusters(settings).await {
             Ok(found) => clusters.extend(found.into_iter().map(|cluster| ((cluster.name, settings.provider), (cluster.uid, "exists")))),
-            Err(error) => terminal::talk(format_args!("could not ask {}: {}", settings.provider, error.chain())),
+            Err(error) => {
+                unknown = true;
+                terminal::talk(format_args!("could not ask {}: {}", settings.provider, error.chain()));
+                error.hints().iter().for_each(|hint| terminal::talk(format_args!("  hint: {hint}")));
+            }
         }
     }
     if args.output.is_some() {
@@ -40,6 +45,9 @@ pub async fn run(args: &Args) -> Result<()> {
             .map(|((name, provider), (uid, state))| json!({"name": name, "provider": provider, "uid": uid, "exists": *state == "exists"}))
             .collect();
         terminal::print_json(&rows)?;
+        return Ok(());
+    }
+    if clusters.is_empty() && unknown {
         return Ok(());
     }
     if clusters.is_empty() {

@@ -121,5 +121,7 @@ impl Named {
 
 /// 0700 from its first moment.
 pub fn private_folder(folder: &Path) -> Result<()> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).or_fail(Kind::Host, || format!("could not make {}", folder.display()))
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
+    made.or_fail(Kind::Host, || format!("could not make {}", folder.display()))
+        .map_err(|error| error.hint("KPROV_HOME names the folder for kprov's state: one that you may write"))
 }

@@ -87,7 +87,7 @@ pub async fn from_credentials(credentials: &Value) -> Result<Arc<dyn Provider>> 
 /// Clusters that exist there, found by kprov's own tags alone.
 pub async fn clusters(settings: &Settings) -> Result<Vec<Cluster>> {
     match settings.provider {
-        ProviderName::Local => Ok(local::clusters()),
+        ProviderName::Local => local::clusters(),
         ProviderName::Ssh => ssh::clusters(settings).await,
         #[cfg(feature = "gcp")]
         ProviderName::Gcp => gcp::clusters(settings).await,
@@ -109,7 +109,8 @@ pub async fn find(settings: &Settings, cluster: &str) -> Result<Option<Cluster>>
 
 #[cfg(not(all(feature = "aws", feature = "gcp")))]
 fn absent(name: ProviderName) -> Error {
-    Error::input(format!("provider {name} is not in this build")).hint("use provider: local")
+    Error::input(format!("provider {name} is not in this build"))
+        .hint("build kprov with its cargo features for the clouds, or use provider: local or ssh")
 }
 
 /// A cloud, or what stands in for one. Everything that exists or happens goes through its [`Door`] half.

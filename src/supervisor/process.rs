@@ -41,6 +41,8 @@ pub fn spawn(service: &Service) -> io::Result<Identity> {
     unsafe {
         command.pre_exec(move || {
             libc::setsid();
+            // As every service manager's services have it; ours may have been started with another.
+            libc::umask(0o022);
             // The manager reads its signals from a descriptor, so they are blocked; a service that inherits this never hears SIGTERM.
             nix::sys::signal::SigSet::empty().thread_set_mask()?;
             if let Some(score) = &oom_score_adj {

@@ -4,13 +4,12 @@ use std::path::PathBuf;
 
 /// The operator's state: a cache and the journal. `$KPROV_HOME`, else `$XDG_STATE_HOME/kprov`, else `~/.local/state/kprov`.
 pub fn home() -> PathBuf {
-    if let Some(home) = std::env::var_os("KPROV_HOME") {
-        return home.into();
-    }
-    if let Some(state) = std::env::var_os("XDG_STATE_HOME") {
-        return PathBuf::from(state).join("kprov");
-    }
-    PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| "/root".into())).join(".local/state/kprov")
+    // An empty variable is an unset one, as the XDG specification has it.
+    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let user = || set("HOME").unwrap_or_else(|| "/root".into());
+    set("KPROV_HOME")
+        .or_else(|| set("XDG_STATE_HOME").map(|state| state.join("kprov")))
+        .unwrap_or_else(|| user().join(".local/state/kprov"))
 }
 
 /// The operator's folders of all clusters, one folder per provider: a blueprint that changes its provider is another cluster.

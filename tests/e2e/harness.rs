@@ -92,7 +92,8 @@ impl Story {
 
     /// Who the cluster is, while it exists.
     pub fn cluster(&self) -> Cluster {
-        let found = kprov::providers::local::clusters().into_iter().find(|cluster| cluster.name == self.name);
+        let found =
+            kprov::providers::local::clusters().expect("this host is readable").into_iter().find(|cluster| cluster.name == self.name);
         found.expect("the cluster exists on this host")
     }
 

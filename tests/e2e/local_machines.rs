@@ -137,7 +137,7 @@ impl Stage {
             self.act(Verb::Delete, &found.id.kind, &found.id.name, Value::Null).await;
         }
         assert_eq!(leftovers(&self.cluster), Vec::<String>::new());
-        assert!(!clusters().contains(&self.cluster));
+        assert!(!clusters().unwrap().contains(&self.cluster));
         assert_eq!(self.cloud.observe(&[]).await.expect("nothing to ask"), Vec::new());
     }
 }
@@ -192,6 +192,8 @@ async fn three_machines_come_up_with_their_limits_and_go_without_a_trace() {
         "0",
         "the host's own files are hidden"
     );
+    let open = "umask; find / -xdev -type d -perm -0002 ! -perm -1000";
+    assert_eq!(stage.ssh(&machines[1], open), "0022", "nothing that anybody may write");
     assert_eq!(
         stage.ssh(
             &machines[1],

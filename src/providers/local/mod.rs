@@ -24,7 +24,7 @@ mod sweep;
 use crate::blueprint::Blueprint;
 use crate::engine::handoff::{Epoch, EpochStore};
 use crate::engine::{Action, Cluster, Door, Inputs, Observed, Progress, Request, Resource, Verb};
-use crate::error::{Context as _, Kind, Result};
+use crate::error::{Context as _, Error, Kind, Result};
 use crate::providers::resources::{self, FILESYSTEM, LOAD_BALANCER, MACHINE, NETWORK};
 use crate::providers::{Context, Provider};
 use crate::sys::paths::LOCAL_CLOUD;
@@ -122,11 +122,20 @@ impl Local {
 }
 
 /// All clusters of the local cloud on this host, whatever the operator's own state remembers.
-pub fn clusters() -> Vec<Cluster> {
-    let folders = std::fs::read_dir(LOCAL_CLOUD).into_iter().flatten().flatten();
-    let mut found: Vec<Cluster> = folders.filter_map(|folder| record::read(&folder.path().join("cluster.json")).ok().flatten()).collect();
+pub fn clusters() -> Result<Vec<Cluster>> {
+    // Another user's clusters are no reason to say that there are none.
+    let denied = |error: &std::io::Error| error.kind() == std::io::ErrorKind::PermissionDenied;
+    let hidden = |error| Error::host("could not look for the clusters of this host").because(error).hint("run kprov as root (sudo)");
+    let mut found: Vec<Cluster> = Vec::new();
+    for folder in std::fs::read_dir(LOCAL_CLOUD).into_iter().flatten().flatten() {
+        match std::fs::read(folder.path().join("cluster.json")) {
+            Ok(text) => found.extend(serde_json::from_slice(&text).ok()),
+            Err(error) if denied(&error) => return Err(hidden(error)),
+            Err(_) => {}
+        }
+    }
     found.sort_by(|a, b| (&a.name, &a.uid).cmp(&(&b.name, &b.uid)));
-    found
+    Ok(found)
 }
 
 #[async_trait]

@@ -51,10 +51,17 @@ const VAR_LIB_SHOWN: [&str; 4] = ["dpkg", "apt", "ucf", "pam"];
 impl Root<'_> {
     /// Everything but the change of root.
     pub fn prepare(&self) -> io::Result<()> {
-        let said = |what: &str, error: io::Error| io::Error::other(format!("{what}: {error}"));
         // Mount points and device nodes get exactly the mode asked for.
         // SAFETY: umask cannot fail; this process has one thread.
-        unsafe { libc::umask(0) };
+        let umask = unsafe { libc::umask(0) };
+        let made = self.make();
+        // SAFETY: as above.
+        unsafe { libc::umask(umask) };
+        made
+    }
+
+    fn make(&self) -> io::Result<()> {
+        let said = |what: &str, error: io::Error| io::Error::other(format!("{what}: {error}"));
         mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
         self.mask().map_err(|error| said("could not mask the host", error))?;
         self.overlay().map_err(|error| said("could not mount the overlay", error))?;
