@@ -1,5 +1,6 @@
 //! `kprov iam aws`: the policies that kprov needs, as JSON.
 
+use crate::engine::Cluster;
 use crate::providers::aws::iam;
 
 #[derive(Debug, clap::Args)]
@@ -7,12 +8,14 @@ pub struct Args {
     /// Whose policies
     #[arg(value_parser = ["aws"])]
     provider: String,
-    /// What the loop inside the cluster may do, instead of the operator (kprov writes that into the control plane's role itself)
+    /// What the loop inside a cluster NAME with the uid UID may do, instead of the operator (kprov writes that into the control
+    /// plane's role itself)
     #[arg(long)]
     inside: bool,
 }
 
 pub fn run(args: &Args) {
     debug_assert_eq!(args.provider, "aws", "the one that has policies");
-    println!("{}", if args.inside { iam::loop_policy() } else { iam::operator_policy() });
+    let any = Cluster { name: "NAME".into(), uid: "UID".into() };
+    println!("{}", if args.inside { iam::loop_policy(&any, "*") } else { iam::operator_policy() });
 }

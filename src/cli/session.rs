@@ -99,7 +99,10 @@ impl Session {
 
     async fn known_trust(&self) -> Result<Option<Trust>> {
         if let Some(trust) = Trust::load(&self.folder.join("pki"), SystemTime::now())?.filter(|trust| trust.cluster == self.cluster) {
-            return Ok(Some(trust));
+            // Another host's `up` may have been first: then its key is the cluster's.
+            if self.provider.kept_key().await?.is_none_or(|kept| kept == trust.ssh.private) {
+                return Ok(Some(trust));
+            }
         }
         let observed = self.observe_provider().await?;
         recover::trust(&self.cluster, self.provider.as_ref(), &observed, &self.folder).await

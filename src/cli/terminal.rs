@@ -44,12 +44,15 @@ pub fn talk(text: impl Display) {
 
 pub fn print_error(error: &Error) {
     talk(format_args!("{} {error}", paint("1;31", "error:")));
+    // Whoever met the cause knows best how to mend it: what it hints at comes first.
+    let mut hints = vec![error.hints()];
     let mut cause = std::error::Error::source(error);
     while let Some(source) = cause {
         talk(format_args!("  caused by: {source}"));
+        hints.extend(source.downcast_ref::<Error>().map(Error::hints));
         cause = source.source();
     }
-    for hint in error.hints() {
+    for hint in hints.into_iter().rev().flatten() {
         talk(format_args!("  {} {hint}", paint("36", "hint:")));
     }
 }

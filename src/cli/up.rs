@@ -71,7 +71,10 @@ async fn bring_up(args: &Args, loaded: &Loaded, session: &mut Session, deadline:
                 hand_to_loop(session, &world, &progress).await?
             }
             Writer::Us(ours) => {
-                let observed = world.converge(ours.epoch, deadline, &progress).await?;
+                let observed = match world.converge(ours.epoch, deadline, &progress).await {
+                    Ok(observed) => observed,
+                    Err(error) => return Err(priced(error, session).await),
+                };
                 session.hand_over(&ours).await?;
                 observed
             }
@@ -102,6 +105,15 @@ async fn agree(plan: &Plan, yes: bool, session: &Session) -> Result<bool> {
 fn interrupted() -> Error {
     Error::new(Kind::Interrupted, "could not see everything served: interrupted")
         .hint("the cluster goes on by itself; run the same command again to wait for it")
+}
+
+/// With what it costs to leave everything as the failed run left it, where that is known.
+async fn priced(error: Error, session: &Session) -> Error {
+    let there = session.observe_provider().await.unwrap_or_default();
+    match there.iter().filter_map(|thing| session.provider.price(thing)).sum::<f64>() {
+        0.0 => error,
+        price => error.hint(format!("what is there costs about ${price:.2} an hour at list prices, as long as it is left there")),
+    }
 }
 
 /// The cluster is its own writer: it is told the wish and does the rest. The archives are there before the wish that names them, and

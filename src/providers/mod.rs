@@ -177,6 +177,12 @@ pub trait Provider: Door {
         Ok(None)
     }
 
+    /// About how many US dollars an hour the thing costs as long as it is there; `None` where that is nothing, or not known.
+    fn price(&self, thing: &Observed) -> Option<f64> {
+        let _ = thing;
+        None
+    }
+
     /// What `observe` cannot see but `down` must not leave: asked once, at its end.
     async fn leftovers(&self) -> Vec<String> {
         Vec::new()

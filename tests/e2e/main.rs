@@ -1,7 +1,9 @@
 //! Whole processes on this machine, as root.
 
 mod api_kubectl;
+mod aws;
 mod aws_cluster;
+mod aws_kills;
 mod bootstrap;
 mod crash;
 mod gcp;

@@ -6,25 +6,37 @@ use crate::bootstrap::trust::Trust;
 use crate::engine::{Cluster, Observed, Phase};
 use crate::error::Result;
 use crate::providers::Provider;
-use crate::remote::{Side, Ssh, Target, key};
+use crate::remote::key::{self, SshKey};
+use crate::remote::{Side, Ssh, Target};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// A machine that runs answers at once; longer means that it is not well, and another may be asked.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// `None` when no control plane has been installed yet: then there is nothing to lose, and new keys are made. The provider lets a
-/// throw-away key in for this one login.
+/// `None` when there is nothing to lose: no control plane has been installed yet, and the provider keeps no key. Where it keeps the
+/// cluster's SSH key, that is the way in, and stays the key of what is made from here on; else a throw-away key is let in for this
+/// one login.
 pub async fn trust(cluster: &Cluster, provider: &dyn Provider, observed: &[Observed], state: &Path) -> Result<Option<Trust>> {
+    let kept = provider.kept_key().await?.map(SshKey::of).transpose()?;
     let controls = observed.iter().filter(|thing| is_control_plane(thing));
     for machine in controls.filter(|machine| machine.phase == Phase::Ready) {
-        let key = key::generate(&cluster.name)?;
-        provider.admit_key(machine, &key.public).await?;
+        let key = match &kept {
+            Some(key) => key.clone(),
+            None => admitted(cluster, provider, machine).await?,
+        };
         let ssh = Ssh::open(state, &key)?;
         let connection = ssh.connect(&Target::of(machine, Side::Outside)?, PATIENCE).await?;
         if let Some(trust) = install::keys(&connection).await? {
             return Ok(Some(trust));
         }
     }
-    Ok(None)
+    // Machines that are not installed yet know this key already.
+    kept.map(|ssh| Ok(Trust { ssh, ..Trust::create(cluster, SystemTime::now())? })).transpose()
+}
+
+async fn admitted(cluster: &Cluster, provider: &dyn Provider, machine: &Observed) -> Result<SshKey> {
+    let key = key::generate(&cluster.name)?;
+    provider.admit_key(machine, &key.public).await?;
+    Ok(key)
 }

@@ -54,12 +54,22 @@ where
         // No answer, or none that can be read: whether it had an effect is unknown, and sending the same again is harmless.
         other => {
             let text = aws_sdk_ec2::error::DisplayErrorContext(other).to_string();
+            if text.contains("dns error") || text.contains("failed to lookup address") {
+                return Error::provider(format!("could not {what}: AWS has no address there, or this host finds none"))
+                    .because(text)
+                    .hint("is the region's name right (spec.location, spec.providers.aws.region, AWS_REGION)? is this host online?");
+            }
             if text.contains("redential") {
                 return Error::provider(format!("could not {what}")).because(text).hint("aws configure, or AWS_PROFILE, says who you are");
             }
             Error::transient(format!("could not {what}")).because(text)
         }
     }
+}
+
+/// A profile made a moment ago; the parameter is right.
+pub fn is_young_profile(message: &str) -> bool {
+    message.contains("Invalid IAM Instance Profile")
 }
 
 /// Pure.
@@ -69,25 +79,27 @@ fn refusal(what: &str, code: &str, message: &str, status: u16) -> Error {
     if hint.is_empty() { error } else { error.hint(hint) }
 }
 
+/// Who can mend it, and how; what is refused for good comes first, since AWS calls some of that its own fault (status 500).
 fn classify(code: &str, message: &str, status: u16) -> (Kind, &'static str) {
-    let has = |part: &str| code.contains(part);
-    // A profile made a moment ago; the parameter is right.
-    let young_profile = message.contains("Invalid IAM Instance Profile");
+    let has = |parts: &[&str]| parts.iter().any(|part| code.contains(part));
     match () {
-        _ if status >= 500 || status == 429 || PASSING.contains(&code) || young_profile => (Kind::Transient, ""),
-        _ if has("NotFound") || has("NoSuchEntity") => (Kind::Transient, ""),
-        _ if has("AccessDenied") || has("UnauthorizedOperation") => {
+        _ if has(&["InsufficientInstanceCapacity", "InsufficientCapacity", "Unsupported"]) => {
+            (Kind::Provider, "name another type in spec.providers.aws.instanceTypes, or another region; or try again later")
+        }
+        _ if has(&["InvalidAMIID", "InvalidInstanceType"]) => (Kind::Provider, "spec.providers.aws.instanceTypes and the region decide"),
+        _ if status >= 500 || status == 429 || PASSING.contains(&code) || is_young_profile(message) => (Kind::Transient, ""),
+        _ if has(&["NotFound", "NoSuchEntity"]) => (Kind::Transient, ""),
+        _ if has(&["AccessDenied", "UnauthorizedOperation"]) => {
             (Kind::Provider, "kprov iam aws prints the policy that kprov needs; the message names what is missing")
         }
-        _ if has("AuthFailure") || has("ExpiredToken") || has("InvalidClientTokenId") || has("UnrecognizedClient") || has("Signature") => {
-            (Kind::Provider, "the credentials are wrong or expired, or this host's clock is")
+        _ if has(&["AuthFailure", "ExpiredToken", "RequestExpired", "InvalidClientTokenId", "UnrecognizedClient", "Signature"]) => {
+            (Kind::Provider, "the credentials are wrong or expired, or this host's clock is; or the account has not enabled the region")
         }
-        _ if has("InsufficientInstanceCapacity") || has("Unsupported") => {
-            (Kind::Provider, "name another type in spec.providers.aws.instanceTypes, or another region")
+        _ if has(&["OptInRequired", "PendingVerification", "Blocked"]) => {
+            (Kind::Provider, "the account itself is not ready: see the console")
         }
-        _ if has("LimitExceeded") || has("TooMany") || has("Quota") => (Kind::Provider, "ask for more under Service Quotas in the console"),
-        _ if has("InvalidAMIID") || has("InvalidInstanceType") => {
-            (Kind::Provider, "spec.providers.aws.instanceTypes and the region decide")
+        _ if has(&["LimitExceeded", "TooMany", "Quota"]) => {
+            (Kind::Provider, "ask for more under Service Quotas in the console, or make the blueprint smaller")
         }
         _ => (Kind::Provider, ""),
     }
@@ -107,6 +119,10 @@ mod tests {
         check("VcpuLimitExceeded", "", 400, Kind::Provider);
         check("UnauthorizedOperation", "", 403, Kind::Provider);
         check("", "", 502, Kind::Transient);
+        check("InsufficientInstanceCapacity", "", 500, Kind::Provider);
+        check("InvalidAMIID.NotFound", "", 400, Kind::Provider);
+        check("InvalidSubnetID.NotFound", "", 400, Kind::Transient);
+        check("RequestExpired", "", 400, Kind::Provider);
         assert!(!refusal("make a machine", "InsufficientInstanceCapacity", "none left", 400).hints().is_empty());
     }
 }

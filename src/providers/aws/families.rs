@@ -2,12 +2,13 @@
 
 use super::Aws;
 use super::clients::{ec2_tags, efs_tags, elb_tags, iam_tags, ssm_tags};
-use super::failure::{OrFailure, failure};
+use super::failure::{OrFailure, failure, is_young_profile};
 use super::machines::{DISK, GROUP_TAG, ROLE_TAG};
 use super::names::*;
 use super::sizes::disk_gib;
 use crate::engine::{Observed, Phase, Request, Verb};
 use crate::error::{Error, Result};
+use crate::providers::ownership;
 use crate::providers::resources::{FILESYSTEM, LOAD_BALANCER, MACHINE, NETWORK};
 use aws_sdk_ec2::error::ProvideErrorMetadata;
 use aws_sdk_ec2::primitives::Blob;
@@ -21,6 +22,8 @@ use aws_sdk_elasticloadbalancingv2::types::{
 };
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+use tokio::time::Instant;
 
 fn text<'a>(value: &'a Value, field: &str) -> &'a str {
     value[field].as_str().unwrap_or_default()
@@ -34,6 +37,9 @@ fn map(value: &Value) -> BTreeMap<String, String> {
 fn made(id: Option<&str>, what: &str) -> Result<Option<String>> {
     id.map(|id| Some(id.to_string())).ok_or_else(|| Error::transient(format!("could not read which {what} AWS made")))
 }
+
+const PROFILE_LIMIT: Duration = Duration::from_secs(30);
+const PROFILE_PAUSE: Duration = Duration::from_millis(250);
 
 fn has(code: Option<&str>, parts: &[&str]) -> bool {
     code.is_some_and(|code| parts.iter().any(|part| code.contains(part)))
@@ -191,7 +197,7 @@ impl Aws {
         let asked = asked.block_device_mappings(BlockDeviceMapping::builder().device_name("/dev/xvda").ebs(disk.build()).build());
         let asked = asked.network_interfaces(interface.build()).set_iam_instance_profile(profile);
         let asked = asked.tag_specifications(tagged(ResourceType::Instance)).tag_specifications(tagged(ResourceType::Volume));
-        match asked.send().await {
+        match patiently(|| asked.clone().send()).await {
             Ok(answer) => made(answer.instances().first().and_then(|instance| instance.instance_id()), "machine"),
             Err(error) if has(error.code(), &["IdempotentInstanceTerminated"]) => Ok(None),
             // Made by an earlier run from other bytes, and not yet seen.
@@ -223,7 +229,7 @@ impl Aws {
             GROUP => self.ensure_rules(request, handle).await,
             ROLE => {
                 let asked = self.clients.iam.put_role_policy().role_name(handle).policy_name("kprov");
-                let sent = asked.policy_document(super::iam::loop_policy()).send().await;
+                let sent = asked.policy_document(super::iam::loop_policy(&self.cluster, &self.clients.region)).send().await;
                 sent.or_failure("write the control plane's policy").map(drop)
             }
             PROFILE => match self.clients.iam.add_role_to_instance_profile().instance_profile_name(handle).role_name(handle).send().await {
@@ -233,6 +239,10 @@ impl Aws {
                 }
                 _ => Ok(()),
             },
+            SECRET if request.verb == Verb::Repair => {
+                Err(Error::conflict("could not go on with this SSH key: another kprov made the cluster's key meanwhile")
+                    .hint("run the same command again: it takes the key that is there"))
+            }
             MACHINE if request.verb == Verb::Repair => {
                 self.clients.ec2.start_instances().instance_ids(handle).send().await.or_failure("start a machine again").map(drop)
             }
@@ -335,7 +345,7 @@ impl Aws {
             let action = Action::builder().r#type(ActionTypeEnum::Forward).target_group_arn(target).build();
             let asked =
                 self.clients.elb.create_listener().load_balancer_arn(handle).port(port).protocol(ProtocolEnum::from(protocol.as_str()));
-            match asked.default_actions(action).send().await {
+            match asked.default_actions(action).set_tags(Some(elb_tags(&ownership::owner(&self.cluster)))).send().await {
                 Err(error) if !has(error.code(), &["DuplicateListener"]) => return Err(failure("make a listener", &error)),
                 _ => {}
             }
@@ -403,6 +413,21 @@ impl Aws {
             _ => end!(elb.delete_load_balancer().load_balancer_arn(handle), "delete a load balancer"),
         }
         Ok(())
+    }
+}
+
+/// EC2 hears of an instance profile some seconds after IAM made it; until then it takes the name for a mistake.
+async fn patiently<T, E: ProvideErrorMetadata, F: Future<Output = std::result::Result<T, E>>>(
+    ask: impl Fn() -> F,
+) -> std::result::Result<T, E> {
+    let deadline = Instant::now() + PROFILE_LIMIT;
+    loop {
+        match ask().await {
+            Err(error) if is_young_profile(error.message().unwrap_or_default()) && Instant::now() < deadline => {
+                tokio::time::sleep(PROFILE_PAUSE).await;
+            }
+            answer => return answer,
+        }
     }
 }
 

@@ -1,14 +1,21 @@
 //! What kprov needs to be allowed: the operator's policy and the loop's. Pure; `kprov iam aws` prints both.
+//!
+//! Whatever has an effect is bound to kprov's own tag or name: the operator's to any cluster of kprov's, the loop's to its own cluster.
+//! Tags are given at creation only, so nobody can make a foreign thing kprov's and then delete it.
 
+use super::names::{CONTROL_PLANE, parameters, plain};
+use crate::engine::Cluster;
+use crate::providers::ownership::CLUSTER_UID;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
+use std::collections::BTreeSet;
 
 /// Only machines take the role.
 pub const TRUST: &str =
     r#"{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Principal":{"Service":"ec2.amazonaws.com"},"Action":"sts:AssumeRole"}]}"#;
 
-/// Looking: these take no resource, or answer for all.
-const READ: [&str; 28] = [
+/// Looking: these take no resource, or answer for all. The last four are asked by load balancers and filesystems in our name.
+const LOOK: [&str; 22] = [
     "ec2:DescribeAvailabilityZones",
     "ec2:DescribeImages",
     "ec2:DescribeInstanceTypeOfferings",
@@ -20,7 +27,6 @@ const READ: [&str; 28] = [
     "ec2:DescribeSubnets",
     "ec2:DescribeVpcAttribute",
     "ec2:DescribeVpcs",
-    "ec2:GetConsoleOutput",
     "elasticfilesystem:DescribeFileSystems",
     "elasticfilesystem:DescribeMountTargets",
     "elasticloadbalancing:DescribeListeners",
@@ -28,59 +34,53 @@ const READ: [&str; 28] = [
     "elasticloadbalancing:DescribeTags",
     "elasticloadbalancing:DescribeTargetGroups",
     "elasticloadbalancing:DescribeTargetHealth",
-    "iam:GetInstanceProfile",
-    "iam:GetRole",
-    "iam:GetRolePolicy",
-    "ssm:DescribeParameters",
-    "ssm:GetParameter",
-    "ssm:GetParametersByPath",
-    "ssm:ListTagsForResource",
     "sts:GetCallerIdentity",
+    "ec2:DescribeAccountAttributes",
+    "ec2:DescribeAddresses",
     "ec2:DescribeNetworkInterfaces",
 ];
 
-/// Keeping a blueprint true: machines, ports, load balancers, filesystems, and the writer's record.
-const KEEP: [&str; 28] = [
+/// What is made with the tag in the request: by the loop, and by the operator beside that.
+const MAKE: [&str; 4] = [
+    "ec2:RunInstances",
+    "elasticfilesystem:CreateFileSystem",
+    "elasticloadbalancing:CreateLoadBalancer",
+    "elasticloadbalancing:CreateTargetGroup",
+];
+const FOUND: [&str; 6] = [
+    "ec2:CreateInternetGateway",
+    "ec2:CreateRouteTable",
+    "ec2:CreateSecurityGroup",
+    "ec2:CreateSubnet",
+    "ec2:CreateVpc",
+    "ec2:ImportKeyPair",
+];
+/// What the former are made on or from, where that is a thing of ours, too.
+const MADE_ON: [&str; 5] =
+    ["ec2:CreateNetworkInterface", "ec2:CreateRouteTable", "ec2:CreateSecurityGroup", "ec2:CreateSubnet", "ec2:RunInstances"];
+
+/// What is done to things that carry the tag.
+const KEEP: [&str; 15] = [
     "ec2:AuthorizeSecurityGroupIngress",
     "ec2:CreateTags",
+    "ec2:GetConsoleOutput",
     "ec2:RevokeSecurityGroupIngress",
-    "ec2:RunInstances",
     "ec2:StartInstances",
     "ec2:TerminateInstances",
-    "elasticfilesystem:CreateFileSystem",
     "elasticfilesystem:CreateMountTarget",
     "elasticfilesystem:DeleteFileSystem",
     "elasticfilesystem:DeleteMountTarget",
-    "elasticfilesystem:TagResource",
-    "elasticloadbalancing:AddTags",
     "elasticloadbalancing:CreateListener",
-    "elasticloadbalancing:CreateLoadBalancer",
-    "elasticloadbalancing:CreateTargetGroup",
     "elasticloadbalancing:DeleteListener",
     "elasticloadbalancing:DeleteLoadBalancer",
     "elasticloadbalancing:DeleteTargetGroup",
     "elasticloadbalancing:DeregisterTargets",
     "elasticloadbalancing:RegisterTargets",
-    "ec2:DescribeAccountAttributes",
-    "ec2:DescribeNetworkInterfaceAttribute",
-    "ec2:CreateNetworkInterface",
-    "ec2:DeleteNetworkInterface",
-    "ec2:ModifyNetworkInterfaceAttribute",
-    "ssm:AddTagsToResource",
-    "ssm:DeleteParameter",
-    "ssm:PutParameter",
 ];
-
-/// Making and removing what a cluster stands on: only the operator.
-const FOUND: [&str; 32] = [
+const FOUNDED: [&str; 12] = [
     "ec2:AssociateRouteTable",
     "ec2:AttachInternetGateway",
-    "ec2:CreateInternetGateway",
     "ec2:CreateRoute",
-    "ec2:CreateRouteTable",
-    "ec2:CreateSecurityGroup",
-    "ec2:CreateSubnet",
-    "ec2:CreateVpc",
     "ec2:DeleteInternetGateway",
     "ec2:DeleteKeyPair",
     "ec2:DeleteRouteTable",
@@ -89,42 +89,134 @@ const FOUND: [&str; 32] = [
     "ec2:DeleteVpc",
     "ec2:DetachInternetGateway",
     "ec2:DisassociateRouteTable",
-    "ec2:ImportKeyPair",
     "ec2:ModifyVpcAttribute",
+];
+/// Looked for by name: there is one of each.
+const IDENTITY: [&str; 3] = ["iam:GetInstanceProfile", "iam:GetRole", "iam:GetRolePolicy"];
+const IDENTITY_MADE: [&str; 10] = [
     "iam:AddRoleToInstanceProfile",
     "iam:CreateInstanceProfile",
     "iam:CreateRole",
-    "iam:CreateServiceLinkedRole",
     "iam:DeleteInstanceProfile",
     "iam:DeleteRole",
     "iam:DeleteRolePolicy",
-    "iam:PassRole",
     "iam:PutRolePolicy",
     "iam:RemoveRoleFromInstanceProfile",
     "iam:TagInstanceProfile",
     "iam:TagRole",
-    "ssm:DeleteParameters",
-    "ssm:GetParameters",
 ];
+/// The writers' records and the kept key.
+const RECORDS: [&str; 6] = [
+    "ssm:AddTagsToResource",
+    "ssm:DeleteParameter",
+    "ssm:GetParameter",
+    "ssm:GetParametersByPath",
+    "ssm:ListTagsForResource",
+    "ssm:PutParameter",
+];
+/// AWS makes these roles of its own at an account's first load balancer or filesystem.
+const SERVICES: [&str; 2] = ["elasticfilesystem.amazonaws.com", "elasticloadbalancing.amazonaws.com"];
 
-fn policy(actions: impl Iterator<Item = &'static str>) -> Value {
-    let mut actions: Vec<&str> = actions.collect();
-    actions.sort_unstable();
-    json!({"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": actions, "Resource": "*"}]})
-}
-
+/// For an account of ordinary AWS; other partitions have another word in place of `aws`.
 pub fn operator_policy() -> String {
-    let all = policy(READ.into_iter().chain(KEEP).chain(FOUND));
-    serde_json::to_string_pretty(&all).expect("a policy is plain data")
+    let every = json!({"Null": {format!("aws:ResourceTag/{CLUSTER_UID}"): "false"}});
+    let asked = json!({"Null": {format!("aws:RequestTag/{CLUSTER_UID}"): "false"}});
+    let arn = |service: &str, what: &str| format!("arn:aws:{service}::*:{what}");
+    let records = ["parameter/kprov", "parameter/kprov/*"].map(|path| format!("arn:aws:ssm:*:*:{path}"));
+    let identity = ["role/kprov-*", "instance-profile/kprov-*"].map(|name| arn("iam", name));
+    let statements = [
+        common("aws", &every, &asked, &[&MAKE[..], &FOUND[..]].concat(), &[&KEEP[..], &FOUNDED[..]].concat()),
+        vec![
+            allow(&RECORDS, json!(records), Value::Null),
+            allow(&[&IDENTITY[..], &IDENTITY_MADE[..]].concat(), json!(identity), Value::Null),
+            pass_role(&arn("iam", "role/kprov-*")),
+        ],
+    ];
+    serde_json::to_string_pretty(&policy(statements.concat())).expect("a policy is plain data")
 }
 
-pub fn loop_policy() -> String {
-    policy(READ.into_iter().chain(KEEP)).to_string()
+pub fn loop_policy(cluster: &Cluster, region: &str) -> String {
+    let partition = partition(region);
+    let own = |place: &str| json!({"StringEquals": {format!("aws:{place}/{CLUSTER_UID}"): cluster.uid}});
+    let arn = |what: &str| format!("arn:{partition}:iam::*:{what}/{}", plain(cluster, CONTROL_PLANE));
+    let statements = [
+        common(partition, &own("ResourceTag"), &own("RequestTag"), &MAKE, &KEEP),
+        vec![
+            allow(&RECORDS, json!(format!("arn:{partition}:ssm:{region}:*:parameter{}/*", parameters(cluster))), Value::Null),
+            allow(&IDENTITY, json!([arn("role"), arn("instance-profile")]), Value::Null),
+            // A control plane that was lost gets the same role again, and no machine gets another.
+            pass_role(&arn("role")),
+        ],
+    ];
+    policy(statements.concat()).to_string()
+}
+
+/// What the operator's and the loop's have in common, each with its own words for "ours".
+fn common(partition: &str, ours: &Value, asked: &Value, make: &[&str], keep: &[&str]) -> Vec<Value> {
+    let ec2 = |types: &[&str]| json!(types.iter().map(|kind| format!("arn:{partition}:ec2:*:*:{kind}/*")).collect::<Vec<_>>());
+    let at_creation = |service: &str| {
+        let of_service = |action: &&str| action.split_once(':').is_some_and(|(its, name)| its == service && made_by(name));
+        let makers: BTreeSet<&str> = make.iter().chain(keep).filter(|action| of_service(action)).map(|name| after_colon(name)).collect();
+        json!({"StringEquals": {format!("{service}:CreateAction"): makers}})
+    };
+    let (in_ec2, elsewhere): (Vec<&str>, Vec<&str>) = make.iter().partition(|action| action.starts_with("ec2:"));
+    let created = ["instance", "volume", "vpc", "subnet", "internet-gateway", "route-table", "security-group", "key-pair"];
+    vec![
+        allow(&LOOK, json!("*"), Value::Null),
+        allow(&in_ec2, ec2(&created), asked.clone()),
+        allow(&elsewhere, json!("*"), asked.clone()),
+        allow(&MADE_ON, ec2(&["vpc", "subnet", "security-group", "key-pair"]), ours.clone()),
+        // Interfaces come with machines and mount targets, without tags; images are Debian's.
+        allow(&["ec2:RunInstances", "ec2:CreateNetworkInterface", "ec2:DeleteNetworkInterface"], ec2(&["network-interface"]), Value::Null),
+        allow(&["ec2:RunInstances"], ec2(&["image"]), Value::Null),
+        allow(&["ec2:CreateTags"], json!("*"), at_creation("ec2")),
+        allow(&["elasticloadbalancing:AddTags"], json!("*"), at_creation("elasticloadbalancing")),
+        allow(&["elasticfilesystem:TagResource"], json!("*"), at_creation("elasticfilesystem")),
+        allow(keep, json!("*"), ours.clone()),
+        allow(&["iam:CreateServiceLinkedRole"], json!("*"), json!({"StringEquals": {"iam:AWSServiceName": SERVICES}})),
+    ]
+}
+
+/// What may be given tags at its creation; mount targets have none.
+fn made_by(name: &str) -> bool {
+    ["Create", "Run", "Import"].iter().any(|start| name.starts_with(start))
+        && !["CreateTags", "CreateRoute", "CreateMountTarget"].contains(&name)
+}
+
+fn after_colon(action: &str) -> &str {
+    action.split_once(':').map_or(action, |(_, name)| name)
+}
+
+fn pass_role(role: &str) -> Value {
+    allow(&["iam:PassRole"], json!(role), json!({"StringEquals": {"iam:PassedToService": "ec2.amazonaws.com"}}))
+}
+
+fn allow(actions: &[&str], resource: Value, condition: Value) -> Value {
+    let mut actions = actions.to_vec();
+    actions.sort_unstable();
+    let mut statement = json!({"Effect": "Allow", "Action": actions, "Resource": resource});
+    if !condition.is_null() {
+        statement["Condition"] = condition;
+    }
+    statement
+}
+
+fn policy(statements: Vec<Value>) -> Value {
+    json!({"Version": "2012-10-17", "Statement": statements})
+}
+
+/// The second word of names there.
+fn partition(region: &str) -> &'static str {
+    match region {
+        _ if region.starts_with("cn-") => "aws-cn",
+        _ if region.starts_with("us-gov-") => "aws-us-gov",
+        _ => "aws",
+    }
 }
 
 /// Which policy the role has: a later kprov may need another.
-pub fn digest() -> String {
-    digest_of(&loop_policy())
+pub fn digest(cluster: &Cluster, region: &str) -> String {
+    digest_of(&loop_policy(cluster, region))
 }
 
 /// Of the policy's meaning: AWS may write it with other spaces.
@@ -137,17 +229,47 @@ pub fn digest_of(policy: &str) -> String {
 mod tests {
     use super::*;
 
-    #[test]
-    fn the_loop_may_neither_make_roles_nor_hand_them_out() {
-        let policy = loop_policy();
-        assert!(!policy.contains("iam:PassRole") && !policy.contains("iam:Put") && !policy.contains("iam:Create"));
-        assert!(operator_policy().contains("iam:PassRole"));
+    /// AWS counts no spaces: a managed policy has room for 6144 letters.
+    const LONGEST: usize = 6144;
+
+    fn loops() -> Value {
+        let cluster = Cluster { name: "shop".into(), uid: "0b5e1d3c-aaaa-4bbb-8ccc-000000000000".into() };
+        serde_json::from_str(&loop_policy(&cluster, "eu-west-1")).expect("JSON")
+    }
+
+    fn operators() -> Value {
+        serde_json::from_str(&operator_policy()).expect("JSON")
     }
 
     #[test]
-    fn a_policy_is_the_same_however_it_is_spaced() {
-        let spaced = serde_json::to_string_pretty(&serde_json::from_str::<Value>(&loop_policy()).expect("JSON")).expect("text");
-        assert_eq!(digest_of(&spaced), digest());
-        assert_ne!(digest_of("{}"), digest());
+    fn the_loop_hands_out_its_own_role_and_makes_none() {
+        let text = loops().to_string();
+        assert!(!text.contains("iam:Put") && !text.contains("iam:CreateRole") && !text.contains("iam:Delete"), "{text}");
+        let statements = loops()["Statement"].as_array().expect("statements").clone();
+        let pass = statements.iter().find(|one| one["Action"] == json!(["iam:PassRole"])).expect("it launches control planes");
+        assert_eq!(pass["Resource"], "arn:aws:iam::*:role/kprov-shop-0b5e1d3caaaa-control-plane");
+    }
+
+    #[test]
+    fn what_has_an_effect_on_everything_is_bound_by_a_condition() {
+        for (whose, policy) in [("loop", loops()), ("operator", operators())] {
+            for statement in policy["Statement"].as_array().expect("statements") {
+                let looks = |action: &Value| action.as_str().is_some_and(|name| name.contains(":Describe") || name.contains(":Get"));
+                let only_looks = statement["Action"].as_array().expect("actions").iter().all(looks);
+                assert!(only_looks || statement["Resource"] != "*" || statement["Condition"].is_object(), "{whose}: {statement}");
+            }
+        }
+    }
+
+    #[test]
+    fn policies_fit_and_the_loops_changes_with_its_cluster_alone() {
+        assert!(operators().to_string().len() <= LONGEST, "{}", operators().to_string().len());
+        assert!(loops().to_string().len() <= LONGEST, "{}", loops().to_string().len());
+        let cluster = |uid: &str| Cluster { name: "shop".into(), uid: uid.into() };
+        let spaced =
+            serde_json::to_string_pretty(&serde_json::from_str::<Value>(&loop_policy(&cluster("u-1"), "cn-north-1")).expect("JSON"));
+        assert_eq!(digest_of(&spaced.expect("text")), digest(&cluster("u-1"), "cn-north-1"));
+        assert_ne!(digest(&cluster("u-2"), "cn-north-1"), digest(&cluster("u-1"), "cn-north-1"));
+        assert!(loop_policy(&cluster("u-1"), "cn-north-1").contains("arn:aws-cn:iam"));
     }
 }

@@ -163,18 +163,20 @@ impl Aws {
     /// One per cluster, found by its path: the path has the cluster's uid in it.
     async fn secrets(&self) -> Result<Vec<Observed>> {
         let name = format!("{}/ssh-key", parameters(&self.cluster));
-        match self.clients.ssm.get_parameter().name(&name).with_decryption(false).send().await {
-            Ok(_) => {}
+        let kept = match self.clients.ssm.get_parameter().name(&name).with_decryption(true).send().await {
+            Ok(answer) => answer.parameter.and_then(|one| one.value),
             Err(error) if error.code() == Some("ParameterNotFound") => return Ok(Vec::new()),
             Err(error) => return Err(failure("look for the kept SSH key", &error)),
-        }
+        };
         let asked = self.clients.ssm.list_tags_for_resource().resource_type(aws_sdk_ssm::types::ResourceTypeForTagging::Parameter);
         let tags: Tags = match asked.resource_id(&name).send().await {
             Ok(answer) => answer.tag_list().iter().map(|tag| (tag.key().to_string(), tag.value().to_string())).collect(),
             Err(error) if error.code() == Some("InvalidResourceId") => return Ok(Vec::new()),
             Err(error) => return Err(failure("read the kept SSH key's tags", &error)),
         };
-        Ok(self.thing(SECRET, Some(&name), &tags, Phase::Ready, json!({})).into_iter().collect())
+        let other = self.key.lock().as_ref().is_some_and(|ours| kept.is_some_and(|kept| kept != *ours));
+        let phase = if other { Phase::Broken("it is another key than this one's".into()) } else { Phase::Ready };
+        Ok(self.thing(SECRET, Some(&name), &tags, phase, json!({})).into_iter().collect())
     }
 
     async fn roles(&self) -> Result<Vec<Observed>> {

@@ -7,6 +7,7 @@ mod act;
 mod catalog;
 mod check;
 mod clients;
+mod clusters;
 mod epoch;
 mod failure;
 mod families;
@@ -20,7 +21,7 @@ mod settings;
 mod sizes;
 
 use self::clients::Clients;
-use self::failure::{OrFailure, failure};
+use self::failure::failure;
 use self::names::{GATEWAY, GROUP, KEY_PAIR, MOUNT, PROFILE, ROLE, ROUTES, SECRET, SUBNET, TARGETS};
 use self::resources::Catalog;
 use self::settings::Settings;
@@ -28,7 +29,6 @@ use crate::blueprint::Blueprint;
 use crate::engine::handoff::EpochStore;
 use crate::engine::{Action, Cluster, Door, Inputs, Observed, Progress, Request, Resource};
 use crate::error::{Context as _, Kind, Result};
-use crate::providers::ownership::{CLUSTER_NAME, CLUSTER_UID};
 use crate::providers::resources::{FILESYSTEM, LOAD_BALANCER, MACHINE, NETWORK};
 use crate::providers::{self, Context, Fabric, Provider};
 use async_trait::async_trait;
@@ -78,20 +78,9 @@ async fn open(settings: Settings, cluster: Cluster) -> Result<Aws> {
     Ok(Aws { cluster, settings, clients, key: Mutex::default(), host_keys: Mutex::default(), catalogs: Mutex::default() })
 }
 
-/// Every cluster of the account's region, by its network's tags.
+/// Every cluster of the account's region, also one of which only little is left.
 pub async fn clusters(settings: &providers::Settings) -> Result<Vec<Cluster>> {
-    let clients = Clients::connect(&settings::read(settings)?).await?;
-    let mut found: BTreeMap<String, Cluster> = BTreeMap::new();
-    let mut pages = clients.ec2.describe_vpcs().filters(catalog::filter("tag-key", [CLUSTER_UID])).into_paginator().send();
-    while let Some(page) = pages.next().await {
-        for vpc in page.or_failure("look for clusters")?.vpcs() {
-            let mut tags = clients::of_ec2(vpc.tags());
-            if let (Some(uid), Some(name)) = (tags.remove(CLUSTER_UID), tags.remove(CLUSTER_NAME)) {
-                found.insert(uid.clone(), Cluster { name, uid });
-            }
-        }
-    }
-    Ok(found.into_values().collect())
+    clusters::all(&Clients::connect(&settings::read(settings)?).await?).await
 }
 
 #[async_trait]
@@ -156,6 +145,14 @@ impl Provider for Aws {
             Ok(answer) => Ok(answer.parameter().and_then(|one| one.value()).map(String::from)),
             Err(error) if error.code() == Some("ParameterNotFound") => Ok(None),
             Err(error) => Err(failure("read the kept SSH key", &error)),
+        }
+    }
+
+    fn price(&self, thing: &Observed) -> Option<f64> {
+        match thing.id.kind.as_str() {
+            MACHINE => sizes::machine_price(thing.spec["instanceType"].as_str()?, thing.spec["diskBytes"].as_u64().unwrap_or_default()),
+            LOAD_BALANCER => Some(sizes::BALANCER_PRICE),
+            _ => None,
         }
     }
 

@@ -38,8 +38,11 @@ pub fn plain(cluster: &Cluster, what: &str) -> String {
     format!("kprov-{}-{uid}-{what}", cluster.name)
 }
 
+/// Below it, a folder of parameters per cluster.
+pub const PARAMETERS: &str = "/kprov";
+
 pub fn parameters(cluster: &Cluster) -> String {
-    format!("/kprov/{}", cluster.uid)
+    format!("{PARAMETERS}/{}", cluster.uid)
 }
 
 /// What stands between a thing and its end: kinds that go before those they are built on.
@@ -56,6 +59,7 @@ pub fn needs(thing: &Id, all: &[Observed]) -> Vec<Id> {
         }
         GROUP => of_kinds(&[NETWORK]),
         PROFILE => of_kinds(&[ROLE]),
+        KEY_PAIR => of_kinds(&[SECRET]),
         MOUNT => of_kinds(&[FILESYSTEM, SUBNET, GROUP]),
         MACHINE => of_kinds(&[NETWORK, SUBNET, GATEWAY, ROUTES, GROUP, KEY_PAIR, PROFILE, ROLE, SECRET, FILESYSTEM, MOUNT]),
         TARGETS => of_kinds(&[NETWORK, MACHINE]),

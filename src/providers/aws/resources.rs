@@ -42,7 +42,7 @@ pub fn expand(blueprint: &Blueprint, context: &Context, settings: &Settings, cat
     let all = neutral::expand(blueprint, context)?;
     let of = |kind: &'static str| all.iter().filter(move |resource| resource.id.kind == kind).cloned();
     let balancers: Vec<LoadBalancerSpec> = of(LOAD_BALANCER).filter_map(|balancer| serde_json::from_value(balancer.spec).ok()).collect();
-    let mut made = ground(blueprint, context, catalog, &balancers);
+    let mut made = ground(blueprint, context, settings, catalog, &balancers);
     let base: Vec<Id> = made.iter().map(|resource| resource.id.clone()).collect();
     let filesystems: Vec<Resource> = of(FILESYSTEM).collect();
     for filesystem in &filesystems {
@@ -78,7 +78,13 @@ fn resource(id: Id, spec: Value, needs: Vec<Id>, replace_on: &[&str], summary: i
 }
 
 /// Network, access and identity: what every machine stands on.
-fn ground(blueprint: &Blueprint, context: &Context, catalog: &Catalog, balancers: &[LoadBalancerSpec]) -> Vec<Resource> {
+fn ground(
+    blueprint: &Blueprint,
+    context: &Context,
+    settings: &Settings,
+    catalog: &Catalog,
+    balancers: &[LoadBalancerSpec],
+) -> Vec<Resource> {
     let network = Id::new(NETWORK, &context.cluster.name);
     let (gateway, only_network) = (Id::new(GATEWAY, MAIN), vec![network.clone()]);
     let mut made = vec![resource(network.clone(), json!({"cidr": NETWORK_CIDR, "dnsHostnames": true}), vec![], &["cidr"], NETWORK_CIDR)];
@@ -93,10 +99,13 @@ fn ground(blueprint: &Blueprint, context: &Context, catalog: &Catalog, balancers
     made.push(resource(Id::new(ROUTES, MAIN), json!({"internet": true, "subnets": catalog.zones}), routed, &[], "subnets to the gateway"));
     made.extend(groups(blueprint, balancers, &network));
     let key = context.ssh_public_key.trim();
-    made.push(resource(Id::new(KEY_PAIR, MAIN), json!({"publicKey": key}), vec![], &["publicKey"], "the cluster's SSH key"));
-    made.push(resource(Id::new(SECRET, "ssh-key"), json!({}), vec![], &[], "the way back in, in Parameter Store"));
+    // Kept before it is used: whoever comes after a lost state folder finds the key of all that is there.
+    let secret = Id::new(SECRET, "ssh-key");
+    made.push(resource(secret.clone(), json!({}), vec![], &[], "the way back in, in Parameter Store"));
+    made.push(resource(Id::new(KEY_PAIR, MAIN), json!({"publicKey": key}), vec![secret], &["publicKey"], "the cluster's SSH key"));
     let role = Id::new(ROLE, CONTROL_PLANE);
-    made.push(resource(role.clone(), json!({"policy": super::iam::digest()}), vec![], &[], "what the loop inside may do"));
+    let policy = super::iam::digest(&context.cluster, settings.region.as_deref().unwrap_or_default());
+    made.push(resource(role.clone(), json!({"policy": policy}), vec![], &[], "what the loop inside may do"));
     made.push(resource(Id::new(PROFILE, CONTROL_PLANE), json!({}), vec![role], &[], "gives the control plane its role"));
     made
 }
@@ -158,7 +167,9 @@ fn machine_of(machine: Resource, number: usize, types: &BTreeMap<String, String>
     })?;
     let zone = zones[number % zones.len()];
     let disk = sizes::disk_gib(machine.spec["diskBytes"].as_u64().unwrap_or_default());
-    machine.summary = format!("{kind}, {disk} GiB, {image_name}, {zone}");
+    let price = sizes::machine_price(kind, machine.spec["diskBytes"].as_u64().unwrap_or_default());
+    let price = price.map(|price| format!(", about ${price:.3} an hour")).unwrap_or_default();
+    machine.summary = format!("{kind}, {disk} GiB, {image_name}, {zone}{price}");
     machine.replace_on = ["role", "instanceType", "diskBytes"].map(String::from).to_vec();
     for (field, value) in [("instanceType", json!(kind)), ("zone", json!(zone)), ("image", json!(image))] {
         machine.spec[field] = value;

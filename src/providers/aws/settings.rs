@@ -1,7 +1,7 @@
 //! Where in AWS: a region from the blueprint's own section, its neutral location, or the usual environment. Pure.
 
 use crate::blueprint::providers::Aws as Section;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::providers;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -34,11 +34,25 @@ const PLACES: [(&str, &str); 10] = [
 pub fn read(settings: &providers::Settings) -> Result<Settings> {
     let own: Section = settings.own()?;
     let endpoint = own.endpoint.or_else(|| std::env::var("AWS_ENDPOINT_URL").ok().filter(|url| !url.is_empty()));
-    Ok(Settings { region: own.region.or_else(|| settings.location.as_deref().map(region)), endpoint, instance_types: own.instance_types })
+    let region = own.region.or_else(|| settings.location.as_deref().map(region));
+    if let Some(region) = region.as_deref().filter(|region| !is_region(region)) {
+        let places: Vec<&str> = PLACES.iter().map(|(place, _)| *place).collect();
+        return Err(Error::input(format!("could not find AWS region {region}: AWS's own names are like eu-west-1"))
+            .hint(format!("spec.location takes those, and {}", places.join(", "))));
+    }
+    Ok(Settings { region, endpoint, instance_types: own.instance_types })
 }
 
 fn region(location: &str) -> String {
     PLACES.iter().find(|(place, _)| *place == location).map_or(location, |(_, region)| region).into()
+}
+
+/// `eu-west-1`, `us-gov-east-1`: two letters, words, a number. Which of those exist only AWS knows.
+fn is_region(text: &str) -> bool {
+    let mut words: Vec<&str> = text.split('-').collect();
+    let number = words.pop().is_some_and(|last| !last.is_empty() && last.chars().all(|letter| letter.is_ascii_digit()));
+    let letters = words.iter().all(|word| !word.is_empty() && word.chars().all(|letter| letter.is_ascii_lowercase()));
+    number && letters && words.len() >= 2 && words[0].len() == 2
 }
 
 #[cfg(test)]
@@ -49,5 +63,13 @@ mod tests {
     fn a_neutral_place_is_a_region_and_a_region_is_itself() {
         assert_eq!(region("eu-west"), "eu-west-1");
         assert_eq!(region("ap-southeast-4"), "ap-southeast-4");
+    }
+
+    #[test]
+    fn what_cannot_be_a_region_is_told_from_what_may_be_one() {
+        assert!(PLACES.iter().all(|(_, region)| is_region(region)) && is_region("us-gov-east-1"));
+        for wrong in ["nowhere-1", "eu-west", "europe-west1", "eu-west-", "", "1"] {
+            assert!(!is_region(wrong), "{wrong}");
+        }
     }
 }

@@ -24,6 +24,26 @@ pub fn instance_type(cpu_millis: u64, memory_bytes: u64) -> Result<String> {
     })
 }
 
+/// US dollars an hour: list prices of us-east-1 as of 2026, for orientation; other regions are up to a third dearer.
+const SMALL_PRICES: [(&str, f64); 4] = [("t3.micro", 0.0104), ("t3.small", 0.0208), ("t3.medium", 0.0416), ("t3.large", 0.0832)];
+/// Per core.
+const FAMILY_PRICES: [(&str, f64); 3] = [("c6i", 0.0425), ("m6i", 0.048), ("r6i", 0.063)];
+const PUBLIC_ADDRESS: f64 = 0.005;
+const DISK_GIB: f64 = 0.08 / 730.0;
+pub const BALANCER_PRICE: f64 = 0.0225;
+
+/// Of a machine with its disk and public address; `None` for a type that is not in the table.
+pub fn machine_price(instance_type: &str, disk_bytes: u64) -> Option<f64> {
+    let small = SMALL_PRICES.iter().find(|(name, _)| *name == instance_type).map(|(_, price)| *price);
+    let fixed = || {
+        let (family, size) = instance_type.split_once('.')?;
+        let (_, per_core) = FAMILY_PRICES.iter().find(|(name, _)| *name == family)?;
+        let (_, cores) = SIZES.iter().find(|(name, _)| *name == size)?;
+        Some(per_core * *cores as f64)
+    };
+    Some(small.or_else(fixed)? + PUBLIC_ADDRESS + DISK_GIB * f64::from(disk_gib(disk_bytes)))
+}
+
 /// AWS marks its own Arm processors by a `g` after the family's number: m7g, c7gn, t4g.
 pub fn architecture(instance_type: &str) -> &'static str {
     let family = instance_type.split('.').next().unwrap_or_default();
@@ -50,6 +70,13 @@ mod tests {
         check(2000, 16 * GI, "r6i.large");
         check(4000, 8 * GI, "c6i.xlarge");
         assert!(instance_type(500_000, GI).is_err());
+    }
+
+    #[test]
+    fn every_type_of_the_table_has_a_price_and_bigger_ones_cost_more() {
+        let price = |cpu, memory| machine_price(&instance_type(cpu, memory).expect("a type"), 8 * GI).expect("a price");
+        assert!(price(500, GI) < price(2000, 8 * GI) && price(2000, 8 * GI) < price(4000, 8 * GI));
+        assert!(price(96_000, 768 * GI) > 6.0 && machine_price("x9.tiny", GI).is_none());
     }
 
     #[test]

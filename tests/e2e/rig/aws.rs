@@ -20,13 +20,17 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 pub const MOTO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/e2e/rig/moto_strict.py");
-pub const REGION: &str = "eu-central-1";
+/// What the example's location is on AWS.
+pub const REGION: &str = "eu-west-1";
 
 const API_PORT: u16 = 4566;
 const MOTO_ADDRESS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 5000);
 const CONTROL: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 5001);
 /// A new target is on probation: AWS says nothing good of one before its checks have passed.
 const PROBATION: Duration = Duration::from_millis(1200);
+/// How long a machine that does not exist takes to boot, and what it says of itself.
+const BOOT: Duration = Duration::from_millis(300);
+const GHOST_KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGhvc3R";
 const LOOK_SECONDS: &str = "0.25";
 
 /// The python that has moto; made at its first use.
@@ -63,6 +67,15 @@ pub struct Row {
 
 impl Aws {
     pub fn start() -> Aws {
+        Self::begin(false)
+    }
+
+    /// The cloud alone: what it says to run does not. Networks of two clusters may use the same addresses then.
+    pub fn without_machines() -> Aws {
+        Self::begin(true)
+    }
+
+    fn begin(ghosts: bool) -> Aws {
         crate::harness::require_root();
         let namespace = Namespace::new();
         let moto = start_moto(&namespace);
@@ -70,7 +83,7 @@ impl Aws {
         let listen = SocketAddr::from((HOME, API_PORT));
         let proxy = Proxy::start(&namespace, listen, MOTO_ADDRESS, DIALECT);
         let end = Arc::new(AtomicBool::new(false));
-        let keeper = Keeper::new(&namespace, machines.clone(), end.clone());
+        let keeper = Keeper::new(&namespace, machines.clone(), end.clone(), ghosts);
         let keeper = Some(namespace.thread(move || keeper.run()));
         Aws { namespace, proxy, machines, moto, end, keeper }
     }
@@ -79,15 +92,20 @@ impl Aws {
         format!("http://{HOME}:{API_PORT}")
     }
 
-    /// Somebody with credentials, whose cluster will have this name.
-    pub fn operator(&self, name: &str) -> Operator {
+    /// Somebody with credentials: where the cloud is and who asks, all by the usual environment.
+    pub fn operator(&self) -> Operator {
+        self.operator_as("AKIAOPERATOR")
+    }
+
+    pub fn operator_as(&self, access_key: &str) -> Operator {
+        let endpoint = self.endpoint();
         let environment = [
-            ("AWS_ACCESS_KEY_ID", "AKIAOPERATOR"),
+            ("AWS_ACCESS_KEY_ID", access_key),
             ("AWS_SECRET_ACCESS_KEY", "rig"),
-            ("AWS_REGION", REGION),
+            ("AWS_ENDPOINT_URL", &endpoint),
             ("AWS_EC2_METADATA_DISABLED", "true"),
         ];
-        Operator::new(&self.namespace, "aws", name, &environment)
+        Operator::new(&self.namespace, "aws", &environment)
     }
 
     /// All that exists, but for terminated instances.
@@ -105,7 +123,7 @@ impl Aws {
         self.query("ec2", &format!("Action=TerminateInstances&Version=2016-11-15&InstanceId.1={instance}"));
     }
 
-    /// Who was refused what, as `ACCESS-KEY service:Action`: the roles that kprov makes must be enough for what it does with them.
+    /// Who was refused what by a policy, as `ACCESS-KEY service:Action on RESOURCE`.
     pub fn refused(&self) -> Vec<String> {
         serde_json::from_str(&self.control("GET", "/refused", "")).expect("names")
     }
@@ -113,6 +131,16 @@ impl Aws {
     /// From now on nobody may do this (`ec2:RunInstances`, patterns, separated by spaces).
     pub fn deny(&self, actions: &str) {
         self.control("POST", "/deny", actions);
+    }
+
+    /// Whoever has this access key may do what the policy says and nothing else.
+    pub fn policy(&self, access_key: &str, document: &str) {
+        self.control("POST", &format!("/policy?key={access_key}"), document);
+    }
+
+    /// From now on this action is answered so (a quota that is full, no capacity); an empty code ends it.
+    pub fn stop(&self, action: &str, status: u16, code: &str, message: &str) {
+        self.control("POST", "/stop", &json!({"action": action, "status": status, "code": code, "message": message}).to_string());
     }
 
     /// One call of a query API; the answer's text.
@@ -162,8 +190,23 @@ fn read_call(request: &Request) -> Call {
     let body: Value = serde_json::from_slice(&request.body).unwrap_or_default();
     let token = ["ClientToken", "CreationToken"].iter().find_map(|name| request.form(name).or_else(|| Some(body[name].as_str()?.into())));
     let attempt = request.header("amz-sdk-request").and_then(|text| text.split("attempt=").nth(1)?.split(';').next()?.trim().parse().ok());
-    let mutating = !["Describe", "Get", "List"].iter().any(|start| action.starts_with(start));
-    Call { action, token, attempt, mutating }
+    // A question whether something would be allowed.
+    let dry = request.form("DryRun").as_deref() == Some("true");
+    let mutating = !dry && !["Describe", "Get", "List"].iter().any(|start| action.starts_with(start));
+    let action = if dry { format!("Dry{action}") } else { action };
+    let identity = identity(&action, request, &body);
+    Call { action, token, attempt, mutating, identity }
+}
+
+/// Tokens are made for a request, and the writers' records count runs; all else is the same whenever it is asked for.
+fn identity(action: &str, request: &Request, body: &Value) -> String {
+    if body["Name"].as_str().is_some_and(|name| name.contains("/epoch/")) {
+        let writer = body["Value"].as_str().unwrap_or_default().split(':').next().unwrap_or_default();
+        return format!("{action} of an epoch {writer}");
+    }
+    let fields = form_urlencoded::parse(&request.body).filter(|(key, _)| key != "ClientToken");
+    let fields: BTreeSet<String> = fields.map(|(key, value)| format!("{key}={value}")).collect();
+    format!("{action} {} {}", request.path, fields.into_iter().collect::<Vec<_>>().join(" "))
 }
 
 fn efs_action(method: &str, path: &str) -> String {
@@ -184,7 +227,8 @@ fn efs_action(method: &str, path: &str) -> String {
         "DELETE" => "Delete",
         _ => "Put",
     };
-    format!("{verb}{noun}")
+    let plural = if verb == "Describe" && !noun.ends_with('s') { "s" } else { "" };
+    format!("{verb}{noun}{plural}")
 }
 
 fn throttled(request: &Request) -> Vec<u8> {
@@ -218,6 +262,7 @@ struct Launch {
 #[derive(Debug, Deserialize)]
 struct KnownBalancer {
     id: String,
+    dns: String,
     addresses: Vec<KnownAddress>,
     listeners: Vec<KnownListener>,
 }
@@ -257,6 +302,8 @@ struct Keeper {
     balancers: Balancers,
     end: Arc<AtomicBool>,
     namespace: Namespace,
+    /// Machines and load balancers only look as if they were there, after a moment.
+    ghosts: bool,
     /// Instances that are being started or run: their address, and the thread that starts them.
     instances: BTreeMap<String, (Ipv4Addr, Option<JoinHandle<()>>)>,
     active: BTreeSet<String>,
@@ -265,13 +312,14 @@ struct Keeper {
 }
 
 impl Keeper {
-    fn new(namespace: &Namespace, machines: Arc<Machines>, end: Arc<AtomicBool>) -> Keeper {
+    fn new(namespace: &Namespace, machines: Arc<Machines>, end: Arc<AtomicBool>, ghosts: bool) -> Keeper {
         Keeper {
             machines,
             metadata: Metadata::start(namespace),
             balancers: Balancers::new(namespace),
             end,
             namespace: namespace.clone(),
+            ghosts,
             instances: BTreeMap::new(),
             active: BTreeSet::new(),
             told: BTreeMap::new(),
@@ -320,6 +368,14 @@ impl Keeper {
         self.metadata.tell(launch.address, identity);
         let (id, address) = (launch.id.clone(), launch.address);
         let machines = self.machines.clone();
+        if self.ghosts {
+            let appear = move || {
+                std::thread::sleep(BOOT);
+                post(&format!("/ready?id={}", launch.id), GHOST_KEY);
+            };
+            self.instances.insert(id, (address, Some(self.namespace.thread(appear))));
+            return;
+        }
         let start = move || match machines.start(&launch.spec()) {
             Ok(key) => post(&format!("/ready?id={}", launch.id), &key),
             Err(error) => eprintln!("{error}"),
@@ -363,7 +419,14 @@ impl Keeper {
     fn balance(&mut self) {
         let known: Vec<KnownBalancer> = get("/balancers");
         let wishes: Vec<Wish> = known.iter().flat_map(KnownBalancer::wishes).collect();
-        self.balancers.set(&wishes);
+        if !self.ghosts {
+            self.balancers.set(&wishes);
+        }
+        let public = |balancer: &KnownBalancer| {
+            let addresses = balancer.addresses.iter().filter_map(|address| address.public).collect::<Vec<_>>();
+            addresses.into_iter().map(|address| (balancer.dns.clone(), address)).collect::<Vec<_>>()
+        };
+        self.namespace.publish_names(&known.iter().flat_map(public).collect::<Vec<_>>());
         for balancer in &known {
             if self.active.insert(balancer.id.clone()) {
                 post(&format!("/ready?id={}", balancer.id), "");

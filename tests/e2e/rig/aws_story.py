@@ -7,7 +7,7 @@ import boto3
 from botocore.config import Config
 from botocore.parsers import ResponseParserError
 
-REGION = "eu-central-1"
+REGION = "eu-west-1"
 endpoint, verb, *more = sys.argv[1:]
 config = Config(retries={"mode": "standard", "max_attempts": 4}, connect_timeout=2, read_timeout=2)
 ec2, elb, efs, iam = (

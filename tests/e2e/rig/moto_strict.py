@@ -14,7 +14,9 @@ Control port (plain HTTP, JSON):
   GET  /balancers        network load balancers with their addresses, listeners and targets
   GET  /mounts           mount targets: address and filesystem
   POST /deny             body: actions that nobody may do any more, like ec2:RunInstances
-  GET  /refused          who was refused what: "ACCESS-KEY service:Action"
+  POST /policy?key=KEY   body: the policy of whoever has this access key; machines have their roles'
+  POST /stop             body: {"action", "status", "code", "message"}: what it is answered from now on; an empty code ends that
+  GET  /refused          who was refused what: "ACCESS-KEY service:Action on RESOURCE"
   GET  /dump             everything that exists, of all services, as one flat list
   POST /decoys           body: {"uid", "name"}: things of a stranger, named and tagged almost like a cluster's own
 """
@@ -73,6 +75,8 @@ def configure():
 
 configure()
 
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import aws_policy  # noqa: E402
 from botocore.exceptions import ClientError  # noqa: E402
 from moto.backends import get_backend  # noqa: E402
 from moto.core.responses import ActionResult  # noqa: E402
@@ -99,6 +103,7 @@ class Rig:
 
     def forget(self):
         self.auto, self.events, self.denied, self.refused = True, [], [], []
+        self.policies, self.stops = {}, {}
         self.host_keys, self.health, self.tokens, self.releasing, self.leaving = {}, {}, {}, {}, {}
 
     def tell(self, what, **more):
@@ -511,61 +516,121 @@ def check_profile(request):
                 raise EC2ClientError("InvalidParameterValue", message)
 
 
-# Permissions: a machine's role may do what its policies say (actions; conditions are not played), a person everything not denied.
+# Permissions: whoever has a policy (a machine's role, a person who was given one) may do what it says, others everything not denied.
 
 EFS_NOUNS = {"file-systems": "FileSystem", "mount-targets": "MountTarget", "resource-tags": "Resource", "tags": "Tags"}
 EFS_VERBS = {"GET": "Describe", "POST": "Create", "DELETE": "Delete", "PUT": "Modify"}
+# By access key: what AWS answers those whose credentials are wrong or over; EC2, the other query services, the JSON ones.
+NOBODIES = {
+    "AKIAWRONG": ("AuthFailure", "InvalidClientTokenId", "UnrecognizedClientException"),
+    "ASIAEXPIRED": ("RequestExpired", "ExpiredToken", "ExpiredTokenException"),
+}
 
 
-def action_of(environ, body):
-    """service:Action, as policies name it; `None` for what is no call of a service."""
-    scope = environ.get("HTTP_AUTHORIZATION", "").partition("Credential=")[2].partition(",")[0].split("/")
-    if len(scope) < 5:
-        return None, None
-    key, service = scope[0], scope[3]
-    target = environ.get("HTTP_X_AMZ_TARGET")
-    if target:
-        return key, f"{service}:{target.rpartition('.')[2]}"
-    form = parse_qs(body.decode("utf-8", "replace")) if service != "elasticfilesystem" else {}
-    if "Action" in form:
-        return key, f"{service}:{form['Action'][0]}"
-    parts = environ["PATH_INFO"].strip("/").split("/")[1:] or [""]
-    verb, noun = EFS_VERBS.get(environ["REQUEST_METHOD"], "?"), EFS_NOUNS.get(parts[0], "?")
+class Call:
+    """Who asks for what, as policies name it; `action` is `None` for what is no call of a service."""
+
+    def __init__(self, environ, body):
+        scope = environ.get("HTTP_AUTHORIZATION", "").partition("Credential=")[2].partition(",")[0].split("/")
+        self.key, self.service, self.action, self.form = None, None, None, {}
+        if len(scope) < 5:
+            return
+        self.key, region, self.service = scope[0], scope[2], scope[3]
+        target = environ.get("HTTP_X_AMZ_TARGET")
+        parts = environ["PATH_INFO"].strip("/").split("/")[1:] or [""]
+        if target:
+            self.action, self.form = target.rpartition(".")[2], {**json.loads(body or b"{}"), "region": region}
+        elif self.service != "elasticfilesystem":
+            self.form = {key: values[0] for key, values in parse_qs(body.decode("utf-8", "replace")).items()}
+            self.action = self.form.get("Action")
+        else:
+            self.action, self.form = efs_action(environ["REQUEST_METHOD"], parts), json.loads(body or b"{}")
+            self.form["of"] = filesystem_of(parts[1]) if len(parts) > 1 else None
+
+    def name(self):
+        return f"{self.service}:{self.action}"
+
+    def is_dry(self):
+        return self.form.get("DryRun") == "true"
+
+    def refusal(self):
+        """Status, code and message; `None`: go on."""
+        if self.action is None:
+            return None
+        if self.key in NOBODIES:
+            place = 0 if self.service == "ec2" else 2 if self.is_json() else 1
+            return 403, NOBODIES[self.key][place], "The credentials are not valid."
+        if any(fnmatch.fnmatchcase(self.name(), pattern) for pattern in rig.denied):
+            return self.denied(self.name())
+        documents = policies_of(self.key)
+        if documents is not None:
+            statements = [one for document in documents for one in aws_policy.statements(document)]
+            for ask in aws_policy.asks(self.service, self.action, self.form, ACCOUNT, tags_by_id):
+                if not aws_policy.allowed(statements, ask):
+                    rig.refused.append(f"{self.key} {ask.action} on {ask.resource}")
+                    return self.denied(ask.action)
+        # moto would do some of what it is only asked about.
+        if self.is_dry():
+            return 412, "DryRunOperation", "Request would have succeeded, but DryRun flag is set."
+        stop = rig.stops.get(self.action)
+        return (int(stop["status"]), stop["code"], stop["message"]) if stop else None
+
+    def denied(self, action):
+        code = "UnauthorizedOperation" if self.service == "ec2" else "AccessDeniedException" if self.is_json() else "AccessDenied"
+        return 403, code, f"You are not authorized to perform: {action}"
+
+    def is_json(self):
+        return self.service in ("ssm", "elasticfilesystem")
+
+    def answer(self, code, message):
+        if self.service == "ec2":
+            return "text/xml", f"<Response><Errors><Error><Code>{code}</Code><Message>{message}</Message></Error></Errors></Response>"
+        if self.is_json():
+            return "application/x-amz-json-1.1", json.dumps({"__type": code, "ErrorCode": code, "message": message, "Message": message})
+        return "text/xml", f"<ErrorResponse><Error><Type>Sender</Type><Code>{code}</Code><Message>{message}</Message></Error></ErrorResponse>"
+
+
+def efs_action(method, parts):
+    verb, noun = EFS_VERBS.get(method, "?"), EFS_NOUNS.get(parts[0], "?")
     if noun == "Resource":
-        verb = {"POST": "Tag", "DELETE": "Untag"}.get(environ["REQUEST_METHOD"], "ListTagsFor")
+        verb = {"POST": "Tag", "DELETE": "Untag"}.get(method, "ListTagsFor")
     plural = "s" if verb == "Describe" and not noun.endswith("s") else ""
     if len(parts) > 2:
         noun, plural = {"security-groups": "MountTargetSecurityGroups", "lifecycle-configuration": "LifecycleConfiguration"}.get(parts[2], "?"), ""
-    return key, f"{service}:{verb}{noun}{plural}"
+    return f"{verb}{noun}{plural}"
 
 
-def may(key, action):
-    if any(fnmatch.fnmatchcase(action, pattern) for pattern in rig.denied):
-        return False
+def filesystem_of(identity):
+    targets = [backend.mount_targets_by_id[identity] for backend in backends("efs") if identity in backend.mount_targets_by_id]
+    return targets[0].file_system_id if targets else identity
+
+
+def policies_of(key):
+    if key in rig.policies:
+        return [rig.policies[key]]
     if not key.startswith("ASIA"):
-        return True
+        return None
     for backend in backends("iam"):
-        role = next((role for role in backend.roles.values() if role.name == key[4:]), None)
-        if role is None:
-            continue
-        documents = list(role.policies.values()) + [policy.document for policy in role.managed_policies.values()]
-        for document in documents:
-            statements = json.loads(document)["Statement"]
-            for statement in statements if isinstance(statements, list) else [statements]:
-                actions = statement.get("Action", [])
-                actions = [actions] if isinstance(actions, str) else actions
-                if statement["Effect"] == "Allow" and any(fnmatch.fnmatchcase(action, pattern) for pattern in actions):
-                    return True
-    return False
+        for role in backend.roles.values():
+            if role.name == key[4:]:
+                return list(role.policies.values()) + [policy.document for policy in role.managed_policies.values()]
+    return []
 
 
-def refusal(action):
-    service, message = action.split(":")[0], f"not authorized to perform: {action}"
-    if service == "ec2":
-        return f"<Response><Errors><Error><Code>UnauthorizedOperation</Code><Message>You are {message}</Message></Error></Errors></Response>"
-    if service in ("ssm", "elasticfilesystem"):
-        return json.dumps({"__type": "AccessDeniedException", "message": f"User is {message}", "Message": f"User is {message}"})
-    return f"<ErrorResponse><Error><Type>Sender</Type><Code>AccessDenied</Code><Message>User is {message}</Message></Error></ErrorResponse>"
+def tags_by_id(identity):
+    found = {}
+    for elb in backends("elbv2") if identity.startswith("arn:aws:elasticloadbalancing:") else []:
+        found.update({tag["Key"]: tag["Value"] for tag in elb.tagging_service.list_tags_for_resource(identity)["Tags"]})
+    for files in backends("efs") if identity.startswith("fs-") else []:
+        if identity in files.file_systems_by_id:
+            found.update({tag["Key"]: tag["Value"] for tag in files.list_tags_for_resource(identity)})
+    for ec2 in backends("ec2"):
+        for table in ec2.route_tables.values():
+            if identity in table.all_associations_ids:
+                identity = table.id
+        found.update(ec2.tags.get(identity, {}))
+        found.update({key: value for pair in ec2.key_pairs.values() if pair.key_name == identity for key, value in tags_of(pair).items()})
+    return found
 
 
 # What the harness reads.
@@ -714,7 +779,7 @@ def decoys(port, region, uid, name):
 
 
 class Control(BaseHTTPRequestHandler):
-    port, region = 0, "eu-central-1"
+    port, region = 0, "eu-west-1"
 
     def log_message(self, *_):
         pass
@@ -750,6 +815,11 @@ class Control(BaseHTTPRequestHandler):
             rig.health[(said["targetGroup"], said["target"], int(said["port"]))] = said["state"]
         elif url.path == "/deny":
             rig.denied = [pattern for pattern in body.split() if pattern]
+        elif url.path == "/policy":
+            rig.policies[query["key"]] = body
+        elif url.path == "/stop":
+            said = json.loads(body)
+            rig.stops[said["action"]] = said if said["code"] else None
         elif url.path == "/decoys":
             auto, rig.auto = rig.auto, True
             decoys(self.port, query.get("region", self.region), **json.loads(body))
@@ -770,13 +840,14 @@ def serve(port, control_port, auto):
         length = int(environ.get("CONTENT_LENGTH") or 0)
         body = environ["wsgi.input"].read(length)
         environ["wsgi.input"] = io.BytesIO(body)
-        key, action = action_of(environ, body)
         with rig.calls:
-            if action and not may(key, action):
-                rig.refused.append(f"{key} {action}")
-                kind = "application/x-amz-json-1.1" if action.startswith(("ssm", "elasticfilesystem")) else "text/xml"
-                start_response("403 Forbidden", [("Content-Type", kind)])
-                return [refusal(action).encode()]
+            call = Call(environ, body)
+            refusal = call.refusal()
+            if refusal:
+                status, code, message = refusal
+                kind, text = call.answer(code, message)
+                start_response(f"{status} Refused", [("Content-Type", kind), ("x-amzn-errortype", code)])
+                return [text.encode()]
             return application(environ, start_response)
 
     class Quiet(MotoRequestHandler):

@@ -1,5 +1,6 @@
 //! A network of its own, without a way out: a bridge for machines, and whoever enters it. Gone when nobody is in it any more.
 
+use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::signal::Signal;
 use std::fs::File;
@@ -22,6 +23,8 @@ type Work = Box<dyn FnOnce() + Send>;
 #[derive(Clone)]
 pub struct Namespace {
     file: Arc<File>,
+    /// What stands in for the cloud's public names: /etc/hosts of those who look from outside.
+    hosts: Arc<tempfile::NamedTempFile>,
     /// A thread that lives as long as the namespace: children die with the thread that made them.
     parent: Arc<Mutex<Sender<Work>>>,
 }
@@ -36,7 +39,9 @@ impl Namespace {
             receiver.into_iter().for_each(|work| work());
         });
         let file = hear.recv().expect("the namespace's file");
-        let namespace = Namespace { file: Arc::new(file), parent: Arc::new(Mutex::new(sender)) };
+        let hosts = tempfile::NamedTempFile::new().expect("a file for names");
+        let namespace = Namespace { file: Arc::new(file), hosts: Arc::new(hosts), parent: Arc::new(Mutex::new(sender)) };
+        namespace.publish_names(&[]);
         namespace.furnish();
         namespace
     }
@@ -105,6 +110,27 @@ impl Namespace {
         unsafe { command.pre_exec(enter) };
         command.stdin(Stdio::null());
         command
+    }
+
+    /// The same for somebody outside, who knows the cloud's public names.
+    pub fn command_outside(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = self.command(program);
+        let hosts = self.hosts.path().to_path_buf();
+        let see = move || {
+            unshare(CloneFlags::CLONE_NEWNS)?;
+            let none: Option<&str> = None;
+            mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
+            mount(Some(&hosts), "/etc/hosts", none, MsFlags::MS_BIND, none).map_err(io::Error::from)
+        };
+        // SAFETY: three system calls between fork and exec; their words are short enough to need no memory of their own.
+        unsafe { command.pre_exec(see) };
+        command
+    }
+
+    /// Exactly these from now on, in place: a mount keeps to its file.
+    pub fn publish_names(&self, names: &[(String, Ipv4Addr)]) {
+        let lines: String = names.iter().map(|(name, address)| format!("{address} {name}\n")).collect();
+        std::fs::write(self.hosts.path(), format!("127.0.0.1 localhost\n{lines}")).expect("the file of names");
     }
 
     /// Started by a thread that stays, and killed by the kernel when this process ends, however it ends.

@@ -1,48 +1,54 @@
 //! Somebody with kprov, a blueprint and an emulated cloud's credentials: the real binary, run inside the rig's namespace.
 
-use super::namespace::{HOME, Namespace};
+use super::namespace::Namespace;
 use crate::harness::{binary, text};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+/// What the example calls its cluster.
+pub const SHOP: &str = "shop";
+
 pub struct Operator {
     pub namespace: Namespace,
     /// The cluster's.
-    pub name: String,
+    pub name: &'static str,
     pub provider: &'static str,
     folder: tempfile::TempDir,
     environment: Vec<(String, String)>,
 }
 
 impl Operator {
-    pub fn new(namespace: &Namespace, provider: &'static str, name: &str, environment: &[(&str, &str)]) -> Operator {
+    pub fn new(namespace: &Namespace, provider: &'static str, environment: &[(&str, &str)]) -> Operator {
         let folder = tempfile::Builder::new().prefix("kprov-e2e-").tempdir().expect("a folder for the operator");
         let environment = environment.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
-        Operator { namespace: namespace.clone(), name: name.into(), provider, folder, environment }
+        Operator { namespace: namespace.clone(), name: SHOP, provider, folder, environment }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    /// The repository's example for this provider: its provider line changed, its own section added.
-    pub fn example(&self, location: &str, own: &str) -> PathBuf {
+    /// The repository's one example for all providers, with nothing but its provider line changed; its cluster is called [`SHOP`].
+    pub fn example(&self) -> PathBuf {
         let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("blueprints");
         std::fs::copy(examples.join("web.yaml"), self.path("web.yaml")).expect("web.yaml");
-        let text = std::fs::read_to_string(examples.join("local.yaml")).expect("local.yaml");
-        let provider = self.provider;
-        let changed = text.replace("name: shop\n", &format!("name: {}\n", self.name)).replace(
-            "provider: local ",
-            &format!("location: {location}\n  access: {{from: [{HOME}/32]}}\n  providers: {{{provider}: {own}}}\n  provider: {provider} "),
-        );
-        assert!(changed.contains(&format!("provider: {provider}")), "the example's provider line was not found");
-        let path = self.path("blueprint.yaml");
+        let text = std::fs::read_to_string(examples.join("shop.yaml")).expect("shop.yaml");
+        let changed = text.replace("  provider: local ", &format!("  provider: {} ", self.provider));
+        let lines = |text: &str| text.lines().map(str::to_string).collect::<Vec<_>>();
+        let others = lines(&text).into_iter().zip(lines(&changed)).filter(|(before, after)| before != after).count();
+        assert_eq!(others, 1, "the example has one provider line");
+        let path = self.path("shop.yaml");
         std::fs::write(&path, changed).expect("the blueprint");
         path
     }
 
     pub fn command(&self) -> Command {
-        let mut command = self.namespace.command(binary());
+        self.program(&binary())
+    }
+
+    /// Any program with nothing but this operator's environment.
+    pub fn program(&self, program: &Path) -> Command {
+        let mut command = self.namespace.command_outside(program);
         command.env_clear().envs(["PATH", "LANG"].map(|name| (name, std::env::var(name).unwrap_or_default())));
         // Nothing of this host's own user: its configuration may name other clouds.
         command.env("HOME", self.folder.path()).env("KPROV_HOME", self.path("home"));
@@ -62,7 +68,7 @@ impl Operator {
     }
 
     pub fn kubeconfig(&self) -> PathBuf {
-        self.path("home").join("clusters").join(self.provider).join(&self.name).join("kubeconfig")
+        self.path("home").join("clusters").join(self.provider).join(self.name).join("kubeconfig")
     }
 
     pub fn kubectl(&self, arguments: &[&str]) -> Output {

@@ -3,7 +3,7 @@
 use super::http::{Request, answer, status};
 use super::namespace::Namespace;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -25,6 +25,8 @@ pub struct Call {
     pub attempt: Option<u32>,
     /// It changes something.
     pub mutating: bool,
+    /// What is asked for, without what differs from run to run: two calls of one identity want the same.
+    pub identity: String,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -52,38 +54,34 @@ pub enum Fault {
 }
 
 pub struct Rule {
-    matches: Box<dyn Fn(&Call) -> bool + Send>,
-    skip: usize,
+    matches: Box<dyn Fn(&Call, IpAddr) -> bool + Send>,
     count: usize,
     fault: Fault,
     fired: usize,
+    freezes: bool,
 }
 
 impl Rule {
     pub fn on(action: &str, fault: Fault) -> Rule {
         let action = action.to_string();
-        Rule { matches: Box::new(move |call| call.action == action), skip: 0, count: 1, fault, fired: 0 }
+        Rule::new(move |call, _| call.action == action, fault)
     }
 
-    /// Any call that changes something.
-    pub fn on_mutating(fault: Fault) -> Rule {
-        Rule { matches: Box::new(|call| call.mutating), skip: 0, count: 1, fault, fired: 0 }
+    pub fn new(matches: impl Fn(&Call, IpAddr) -> bool + Send + 'static, fault: Fault) -> Rule {
+        Rule { matches: Box::new(matches), count: 1, fault, fired: 0, freezes: false }
     }
 
-    pub fn skip(self, skip: usize) -> Rule {
-        Rule { skip, ..self }
+    /// From its first hit on, the cloud hears nothing more of the client that was hit: for killing it right there.
+    pub fn freezing(self) -> Rule {
+        Rule { freezes: true, ..self }
     }
 
     pub fn count(self, count: usize) -> Rule {
         Rule { count, ..self }
     }
 
-    fn take(&mut self, call: &Call) -> Option<Fault> {
-        if !(self.matches)(call) || self.fired == self.count {
-            return None;
-        }
-        if self.skip > 0 {
-            self.skip -= 1;
+    fn take(&mut self, call: &Call, client: IpAddr) -> Option<Fault> {
+        if !(self.matches)(call, client) || self.fired == self.count {
             return None;
         }
         self.fired += 1;
@@ -112,6 +110,26 @@ impl Entry {
 struct State {
     rules: Vec<Rule>,
     ledger: Vec<Entry>,
+    frozen: Option<IpAddr>,
+}
+
+/// What happens to a call.
+enum Fate {
+    Passes(Option<Fault>),
+    Frozen,
+}
+
+impl State {
+    fn fate(&mut self, call: &Call, client: IpAddr) -> Fate {
+        if self.frozen == Some(client) {
+            return Fate::Frozen;
+        }
+        let hit = self.rules.iter_mut().find_map(|rule| rule.take(call, client).map(|fault| (fault, rule.freezes)));
+        if hit.is_some_and(|(_, freezes)| freezes) {
+            self.frozen = Some(client);
+        }
+        Fate::Passes(hit.map(|(fault, _)| fault))
+    }
 }
 
 #[derive(Clone)]
@@ -168,9 +186,11 @@ impl Proxy {
         }
     }
 
-    /// True as soon as a rule that holds has caught somebody.
-    pub fn wait_held(&self, limit: Duration) -> bool {
-        self.wait(limit, |ledger| ledger.iter().any(|entry| matches!(entry.fault, Some(Fault::HoldBefore | Fault::HoldAfter))))
+    /// The call that a rule holds, as soon as there is one.
+    pub fn held(&self, limit: Duration) -> Option<Call> {
+        let held = |entry: &&Entry| matches!(entry.fault, Some(Fault::HoldBefore | Fault::HoldAfter));
+        self.wait(limit, |ledger| ledger.iter().any(|entry| held(&entry)));
+        self.state().ledger.iter().find(held).map(|entry| entry.call.clone())
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -198,7 +218,8 @@ impl Proxy {
     async fn pass(self, mut stream: TcpStream, client: SocketAddr, upstream: SocketAddr, dialect: Dialect) -> io::Result<()> {
         let Some(request) = Request::read(&mut stream).await? else { return Ok(()) };
         let call = (dialect.read)(&request);
-        let fault = self.state().rules.iter_mut().find_map(|rule| rule.take(&call));
+        let fate = self.state().fate(&call, client.ip());
+        let Fate::Passes(fault) = fate else { return std::future::pending().await };
         let note = |status: Option<u16>| self.write_down(Entry { call: call.clone(), client, fault, status });
         let refusal = match fault {
             Some(Fault::Throttle) => Some((dialect.throttled)(&request)),
