@@ -166,3 +166,16 @@ fn nothing_is_left_for_later() {
     }
     none(problems);
 }
+
+/// Changing one line of a blueprint changes the cloud because nothing but the providers, and the root that names them, knows one.
+#[test]
+fn rooms_that_serve_every_provider_name_no_cloud() {
+    let common = ["engine", "remote", "bootstrap", "supervisor", "lb", "orchestrator"];
+    let clouds = ["providers::aws", "providers::gcp", "providers::ssh", "providers::local", "ProviderName::", "aws_sdk", "google_cloud"];
+    let all = sources();
+    let neutral: Vec<_> = all.iter().filter(|(file, text)| common.contains(&room(file)) && !is_test(file, text)).collect();
+    assert!(neutral.len() > 100, "the rooms were found");
+    let named = |text: &str| clouds.into_iter().find(|cloud| without_tests(text).contains(cloud));
+    let wrong: Vec<_> = neutral.iter().filter_map(|(file, text)| Some(format!("{file}: {}", named(text)?))).collect();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
