@@ -36,6 +36,42 @@ dismiss() {
   [ -s "$keys" ] || { rm -f "$keys"; rmdir "$home/.ssh" 2>/dev/null; }
 }
 tidy() { rmdir "$etc/clusters" "$etc" 2>/dev/null; return 0; }
+# Shared filesystems: a folder each, exported to the cluster's machines alone.
+shares=/var/lib/kprov-filesystems
+exports=/etc/exports.d
+# While it is there, the NFS server runs for kprov alone.
+server=$etc/nfs-server
+has_shares() { ls "$exports"/kprov."$1".*.exports >/dev/null 2>&1; }
+# Port 2049 (0801) in state LISTEN (0A).
+serves() { grep -qs '^ *[0-9]*: [0-9A-F]*:0801 [0-9A-F]*:0000 0A ' /proc/net/tcp /proc/net/tcp6; }
+clients_of() { exportfs -s 2>/dev/null | sed -n "s|^$1[[:space:]][[:space:]]*\\([^(]*\\)(.*|\\1|p"; }
+at() { case $1 in *:*) printf '[%s]' "$1" ;; *) printf '%s' "$1" ;; esac; }
+# A daemon must not keep the lock, nor the connection.
+nfs_server() {
+  if [ -d /run/systemd/system ]; then
+    case $1 in start) systemctl enable --now nfs-server ;; stop) systemctl disable --now nfs-server ;; esac
+  else
+    { [ "$1" = stop ] || [ ! -x /etc/init.d/rpcbind ] || service rpcbind start; } && service nfs-kernel-server "$1"
+  fi </dev/null >&2 9<&-
+}
+serve() {
+  if ! command -v exportfs >/dev/null 2>&1; then
+    command -v apt-get >/dev/null 2>&1 || fail "there is no NFS server (exportfs), and no apt-get to install one with"
+    : >"$server"
+    install="apt-get --yes --quiet -o DPkg::Lock::Timeout=180 install --no-install-recommends nfs-kernel-server"
+    export DEBIAN_FRONTEND=noninteractive
+    { $install || { apt-get --quiet update && $install; }; } </dev/null >&2 9<&- || fail "nfs-kernel-server cannot be installed"
+  fi
+  serves && return 0
+  : >"$server"
+  nfs_server start
+  tries=50
+  until serves; do
+    tries=$((tries - 1))
+    [ "$tries" -gt 0 ] || fail "its NFS server does not start"
+    sleep 0.2
+  done
+}
 
 read -r what
 read -r uid
@@ -48,7 +84,12 @@ look)
     folder=${file%/*}
     say record "${folder##*/} ${file##*/} $(cat "$file")"
   done
-  ip -4 -o addr show scope global 2>/dev/null | sed -n 's/.* inet \([0-9.]*\).*/address=\1/p'
+  for file in "$exports"/kprov.*.exports; do
+    [ -f "$file" ] && say share "$(sed -n '1s/^# //p' "$file")"
+  done
+  exportfs -s 2>/dev/null | sed -n "s|^\\($shares/[^[:space:]]*\\)[[:space:]]*\\([^(]*\\)(.*|exported=\\1 \\2|p"
+  serves && say nfs yes
+  ip -4 -o addr show scope global 2>/dev/null | sed -n 's/.* inet \([0-9.]*\)\/*\([0-9]*\).*/address=\1\nlink=\1\/\2/p'
   ip -4 route get 192.0.2.1 2>/dev/null | sed -n 's/.* src \([0-9.]*\).*/source=\1/p'
   { sshd -T 2>/dev/null | sed -n 's/^hostkey //p'; ls /etc/ssh/ssh_host_*_key 2>/dev/null; } | sort -u | while read -r key; do
     [ -r "$key.pub" ] && say hostkey "$(cut -d' ' -f1,2 "$key.pub")"
@@ -75,8 +116,8 @@ release)
       /usr/local/bin/kprov host remove >&2 || exit 1
     fi
     rm -f /usr/local/bin/.kprov.*.part "$etc"/.program.sum.* "$etc"/*.part
-    # The one who keeps the cluster's record is still needed.
-    [ -d "$etc/clusters/$uid" ] || dismiss "$user"
+    # The one who keeps the cluster's record, or a filesystem of it, is still needed.
+    [ -d "$etc/clusters/$uid" ] || has_shares "$uid" || dismiss "$user"
     rm -f "$claim"
     tidy
   fi
@@ -99,7 +140,49 @@ forget)
   read -r user
   lock
   rm -rf "${etc:?}/clusters/$uid"
-  ours "$claim" || dismiss "$user"
+  ours "$claim" || has_shares "$uid" || dismiss "$user"
+  tidy
+  ;;
+share)
+  read -r name; read -r folder; read -r number; read -r clients; read -r text
+  plain "$name"
+  case $number in ''|*[!0-9a-f]*) fail "a damaged request" ;; esac
+  case $clients in *[!0-9A-Fa-f.:\ ]*) fail "a damaged request" ;; esac
+  [ "$folder" = "$shares/$uid/$name" ] || fail "a damaged request"
+  lock
+  # Clients come from any port; the number stays when the folder moves to another disk.
+  options=rw,sync,no_subtree_check,no_root_squash,insecure,fsid=$number
+  line=$folder
+  for client in $clients; do line="$line $client($options)"; done
+  mkdir -p "$etc" "$exports" "$folder" || exit 1
+  [ -e /etc/exports ] || : >/etc/exports
+  # Before the server starts, which reads it; what counts is what the server says afterwards.
+  put "$exports/kprov.$uid.$name.exports" "# $text
+$line"
+  serve
+  for client in $clients; do exportfs -o "$options" "$(at "$client"):$folder" >&2 || exit 1; done
+  clients_of "$folder" | while read -r client; do
+    case " $clients " in *" $client "*) ;; *) exportfs -u "$(at "$client"):$folder" >&2 ;; esac
+  done
+  tidy
+  ;;
+unshare)
+  read -r name; read -r user
+  plain "$name"
+  lock
+  folder=$shares/$uid/$name
+  clients_of "$folder" | while read -r client; do exportfs -u "$(at "$client"):$folder" >&2; done
+  [ -z "$(clients_of "$folder")" ] || fail "$folder is still exported"
+  rm -rf --one-file-system "$folder" || exit 1
+  rmdir "$shares/$uid" "$shares" 2>/dev/null
+  rm -f "$exports/kprov.$uid.$name.exports" "$exports/kprov.$uid.$name.exports.part"
+  if [ -e "$server" ] && ! ls "$exports"/kprov.*.exports >/dev/null 2>&1; then
+    # Somebody may have come to like it.
+    [ -n "$(exportfs -s 2>/dev/null)" ] || nfs_server stop || exit 1
+    rm -f "$server"
+  fi
+  rmdir "$exports" 2>/dev/null
+  ours "$claim" || [ -d "$etc/clusters/$uid" ] || has_shares "$uid" || dismiss "$user"
   tidy
   ;;
 epoch)

@@ -11,7 +11,12 @@ for file in /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/memory.ma
 df -Pk /var/lib | sed -n '2s/^[^ ]* *\([0-9]*\) *[0-9]* *\([0-9]*\) .*/disk.total=\1\ndisk.free=\2/p'
 { grep -qw overlay /proc/filesystems || modprobe -nq overlay 2>/dev/null; } && say overlay yes
 if [ -f /sys/fs/cgroup/cgroup.controllers ]; then say cgroup v2; elif [ -d /sys/fs/cgroup/memory ]; then say cgroup v1; fi
-for program in containerd ctr runc nft ip flock sha256sum sed getent apt-get; do
+can() { grep -qw "$1" /proc/filesystems || modprobe -nq "$2" 2>/dev/null; }
+can nfs4 nfsv4 && say nfs.client yes
+can nfsd nfsd && say nfs.server yes
+# Whoever makes one export the root of all hides the others.
+cat /etc/exports /etc/exports.d/*.exports 2>/dev/null | grep -v '^ *#' | grep -Eq 'fsid=(0|root)[,)]' && say nfs.root yes
+for program in containerd ctr runc nft ip flock sha256sum sed getent apt-get exportfs mount.nfs4; do
   command -v "$program" >/dev/null 2>&1 && say "has.$program" yes
 done
 for folder in /usr/lib/cni /opt/cni/bin /usr/libexec/cni; do [ -x "$folder/ptp" ] && { say has.cni yes; break; }; done

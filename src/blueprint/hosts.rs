@@ -45,6 +45,7 @@ pub fn ssh(spec: &Node, report: &mut dyn Report) {
     }
     enough(hosts, &groups, report);
     addresses(section, report);
+    filesystems(spec, section, hosts, report);
 }
 
 /// Name, role and count of each machine group that can be read.
@@ -124,6 +125,27 @@ fn addresses(section: Option<&Node>, report: &mut dyn Report) {
         if let Some(text) = item.text().filter(|text| range(text).is_none()) {
             let hint = Some("for instance 192.0.2.40 or 192.0.2.40-192.0.2.49".into());
             report.report(item.place, &format!("{PATH}.addresses[{index}]"), format!("`{text}` is no address or range"), hint);
+        }
+    }
+}
+
+/// Hosts that are to keep filesystems: both must be there.
+fn filesystems(spec: &Node, section: Option<&Node>, hosts: &Node, report: &mut dyn Report) {
+    let names: Vec<&str> = spec.field("filesystems").map_or(&[][..], Node::items).iter().filter_map(|item| item.text_of("name")).collect();
+    let written = |host: &Node| {
+        let address = host.text_of("address")?;
+        let port = host.field("port").and_then(Node::whole_number).filter(|port| *port != 22);
+        Some(port.map_or_else(|| address.to_string(), |port| format!("{address}:{port}")))
+    };
+    let places: Vec<String> = hosts.items().iter().filter_map(written).collect();
+    for (name, host) in section.and_then(|section| section.field("filesystems")).map_or(&[][..], Node::fields) {
+        let path = format!("{PATH}.filesystems.{}", name.name);
+        if !names.contains(&name.name.as_str()) {
+            report.report(name.place, &path, format!("no filesystem is called `{}`", name.name), Some(did_you_mean(&name.name, &names)));
+        }
+        if let Some(text) = host.text().filter(|text| !places.iter().any(|place| place == text)) {
+            let places: Vec<&str> = places.iter().map(String::as_str).collect();
+            report.report(host.place, &path, format!("`{text}` is none of the hosts"), Some(did_you_mean(text, &places)));
         }
     }
 }
@@ -227,6 +249,10 @@ mod tests {
         check(
             "    - {address: 10.0.0.1}\n    - {address: 10.0.0.2}\n    addresses: [10.0.0.9-10.0.0.1, 10.0.0.40]\n",
             &["10:17 `10.0.0.9-10.0.0.1` is no address or range"],
+        );
+        check(
+            "    - {address: 10.0.0.1}\n    - {address: 10.0.0.2}\n    filesystems: {media: 10.0.0.3, medea: 10.0.0.2}\nfilesystems: [{name: media}]\n",
+            &["10:26 `10.0.0.3` is none of the hosts", "10:36 no filesystem is called `medea`"],
         );
     }
 

@@ -85,6 +85,9 @@ pub struct Ssh {
     /// balancer has the address of one of its machines.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub addresses: Vec<String>,
+    /// Which of the hosts keeps which filesystem, by the filesystem's name; the first control plane's host unless said otherwise.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub filesystems: BTreeMap<String, String>,
 }
 
 /// One machine of yours. Only `address` is needed; the rest is as in your own ssh configuration.

@@ -289,15 +289,7 @@ pub(crate) mod tests {
 
     #[test]
     fn the_probe_is_plain_shell_and_answers_here() {
-        use std::io::Write;
-        let mut shell = std::process::Command::new("sh")
-            .arg("-s")
-            .stdin(std::process::Stdio::piped())
-            .stdout(std::process::Stdio::piped())
-            .spawn()
-            .unwrap();
-        shell.stdin.take().unwrap().write_all(PROBE.as_bytes()).unwrap();
-        let output = String::from_utf8(shell.wait_with_output().unwrap().stdout).unwrap();
+        let output = crate::remote::answer_here(PROBE);
         let facts = Facts::parse(&output).unwrap();
         assert_eq!(facts.arch, std::env::consts::ARCH);
         assert!(facts.memory_bytes > 0 && facts.disk_free_bytes > 0, "{output}");

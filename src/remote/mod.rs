@@ -290,3 +290,13 @@ pub fn success(machine: &str, what: &str, output: Output) -> Result<String> {
     }
     String::from_utf8(output.stdout).or_fail(Kind::Host, failed)
 }
+
+/// What a constant script answers on this very host, for tests of whoever reads the answer.
+#[cfg(test)]
+pub(crate) fn answer_here(script: &str) -> String {
+    use std::io::Write;
+    let piped = std::process::Stdio::piped;
+    let mut shell = std::process::Command::new("sh").arg("-s").stdin(piped()).stdout(piped()).spawn().expect("sh starts");
+    shell.stdin.take().expect("stdin").write_all(script.as_bytes()).expect("sh reads");
+    String::from_utf8(shell.wait_with_output().expect("sh ends").stdout).expect("text")
+}

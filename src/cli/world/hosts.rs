@@ -41,7 +41,7 @@ pub struct Hosts {
 struct Shared<'a> {
     controls: &'a [String],
     images: &'a str,
-    /// Names of the filesystems.
+    /// See [`mounted`].
     mounted: &'a str,
     filesystems: &'a [Id],
 }
@@ -54,8 +54,7 @@ impl Hosts {
         let filesystems: Vec<Id> = made.iter().map(|thing| &thing.id).filter(|id| id.kind == FILESYSTEM).cloned().collect();
         let groups = blueprint.spec.machines.iter();
         let digests = images::digests(&blueprint.spec).join(" ");
-        let names: Vec<&str> = filesystems.iter().map(|id| id.name.as_str()).collect();
-        let shared = Shared { controls: &controls, images: &digests, mounted: &names.join(" "), filesystems: &filesystems };
+        let shared = Shared { controls: &controls, images: &digests, mounted: &mounted(made), filesystems: &filesystems };
         let resource = |group: &MachineGroup, name: String| self.resource(&name, group.role, &shared);
         groups.flat_map(|group| group.machine_names().map(|name| resource(group, name)).collect::<Vec<_>>()).collect()
     }
@@ -145,7 +144,7 @@ impl HostSource for Hosts {
         let is_control = wish.role == spec::CONTROL_PLANE;
         let api = if is_control { address } else { remote::address(control_plane(inputs)?, Side::Inside)? };
         let mut agent = self.agent(name, address, api, is_control, &wish.revision, machine)?;
-        agent.filesystems = filesystems(inputs)?;
+        agent.filesystems = filesystems(inputs, &address)?;
         let node = Node {
             trust: &self.trust,
             name,
@@ -212,13 +211,28 @@ fn external_address(machine: &Observed, internal: IpAddr) -> Option<IpAddr> {
     remote::address(machine, Side::Outside).ok().filter(|address| *address != internal)
 }
 
-/// What every host mounts; a folder that the machine has in its place already needs nothing.
-fn filesystems(inputs: &Inputs) -> Result<BTreeMap<String, FilesystemMount>> {
+/// Names of the filesystems, with their sources where these are known beforehand: one that moves is mounted anew.
+fn mounted(made: &[Resource]) -> String {
+    let filesystems = made.iter().filter(|thing| thing.id.kind == FILESYSTEM);
+    let name = |thing: &Resource| match thing.spec["source"].as_str() {
+        Some(source) => format!("{}={source}", thing.id.name),
+        None => thing.id.name.clone(),
+    };
+    filesystems.map(name).collect::<Vec<_>>().join(" ")
+}
+
+/// What every host mounts; a folder that the machine has in its place already needs nothing, and its own export none either.
+fn filesystems(inputs: &Inputs, own: &IpAddr) -> Result<BTreeMap<String, FilesystemMount>> {
+    let own = if own.is_ipv6() { format!("[{own}]:/") } else { format!("{own}:/") };
     let mut mounts = BTreeMap::new();
     for filesystem in inputs.values().filter(|input| input.id.kind == FILESYSTEM) {
         let name = &filesystem.id.name;
-        let mount: FilesystemMount = serde_json::from_value(filesystem.outputs["mount"].clone())
+        let mut mount: FilesystemMount = serde_json::from_value(filesystem.outputs["mount"].clone())
             .or_fail(Kind::Provider, || format!("could not find out how to mount {}", filesystem.id))?;
+        // A machine that mounts from itself by NFS can wait for itself for ever when memory runs out.
+        if let Some(folder) = mount.source.strip_prefix(&own).filter(|_| mount.r#type.starts_with("nfs")) {
+            mount = FilesystemMount { r#type: "bind".into(), source: format!("/{folder}") };
+        }
         if mount.r#type != "bind" || mount.source != format!("{}/filesystems/{name}", paths::DATA) {
             mounts.insert(name.clone(), mount);
         }
@@ -254,11 +268,15 @@ mod tests {
             observed(FILESYSTEM, "bound", serde_json::json!({"mount": {"type": "bind", "source": "/var/lib/kprov/filesystems/bound"}}));
         let machine = observed(MACHINE, "worker-1", serde_json::json!({"address": "192.0.2.1", "privateAddress": "10.0.0.5"}));
         let inputs: Inputs = [share, there, machine].into_iter().map(|one| (one.id.clone(), one)).collect();
-        let mounts = filesystems(&inputs).unwrap();
+        let mounts = filesystems(&inputs, &"10.0.0.5".parse().unwrap()).unwrap();
         assert_eq!(mounts.keys().collect::<Vec<_>>(), ["media"]);
         assert_eq!(mounts["media"].source, "fs-1.example:/");
         let dumb = observed(FILESYSTEM, "dumb", serde_json::json!({}));
-        assert!(filesystems(&[(dumb.id.clone(), dumb)].into()).is_err());
+        let own = "10.0.0.5".parse().unwrap();
+        assert!(filesystems(&[(dumb.id.clone(), dumb)].into(), &own).is_err());
+        let kept = observed(FILESYSTEM, "kept", serde_json::json!({"mount": {"type": "nfs4", "source": "10.0.0.5:/data/kept"}}));
+        let mounts = filesystems(&[(kept.id.clone(), kept)].into(), &own).unwrap();
+        assert_eq!((mounts["kept"].r#type.as_str(), mounts["kept"].source.as_str()), ("bind", "/data/kept"));
     }
 
     #[test]

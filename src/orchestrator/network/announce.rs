@@ -9,7 +9,9 @@ use crate::error::{Context, Error, Kind, Result};
 use crate::orchestrator::client::informer::Informer;
 use crate::orchestrator::client::{Client, Failure, time};
 use crate::orchestrator::config::AgentConfig;
+use crate::orchestrator::network::wanted::internal_address;
 use futures::TryStreamExt;
+use ipnet::Ipv4Net;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node, Service};
 use rtnetlink::Handle;
@@ -63,8 +65,11 @@ fn wanted(services: &[Arc<Service>], ranges: &BTreeSet<Ipv4Addr>) -> BTreeSet<Ip
     addresses.filter_map(|text| text.parse().ok()).filter(|address| ranges.contains(address)).collect()
 }
 
-/// The nodes that stand by for an address: ready workers (everybody, where there are none), each address in an order of its own.
-fn stand_by(nodes: &[Arc<Node>], address: Ipv4Addr) -> Vec<String> {
+/// The nodes that stand by for an address: ready workers (everybody, where there are none), each address in an order of its own. Where
+/// it belongs to a link, only nodes on it: nobody else hears its ARP.
+fn stand_by(nodes: &[Arc<Node>], address: Ipv4Addr, link: Option<Ipv4Net>) -> Vec<String> {
+    let link = link.filter(|link| link.contains(&address));
+    let is_near = |node: &&Arc<Node>| link.is_none_or(|link| internal_address(node).is_some_and(|own| link.contains(&own)));
     let is_ready = |node: &&Arc<Node>| {
         let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
         conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
@@ -72,7 +77,7 @@ fn stand_by(nodes: &[Arc<Node>], address: Ipv4Addr) -> Vec<String> {
     let is_tainted = |node: &&Arc<Node>| {
         node.spec.as_ref().is_some_and(|spec| spec.taints.iter().flatten().any(|taint| taint.key.contains("control-plane")))
     };
-    let ready: Vec<&Arc<Node>> = nodes.iter().filter(is_ready).collect();
+    let ready: Vec<&Arc<Node>> = nodes.iter().filter(is_near).filter(is_ready).collect();
     let workers: Vec<&Arc<Node>> = ready.iter().copied().filter(|node| !is_tainted(node)).collect();
     let mut names: Vec<String> =
         if workers.is_empty() { ready } else { workers }.iter().filter_map(|node| node.metadata.name.clone()).collect();
@@ -130,7 +135,7 @@ impl Announcer {
             self.give_up(address).await;
         }
         for address in wanted {
-            let stands_by = self.held.contains(address) || stand_by(nodes, *address).contains(&self.me);
+            let stands_by = self.held.contains(address) || stand_by(nodes, *address, self.link.network).contains(&self.me);
             if stands_by && let Err(failure) = self.keep(*address).await {
                 tracing::debug!(%address, "a load balancer's address could not be looked after: {}", Error::from(failure).chain());
             }
@@ -214,6 +219,8 @@ struct Link {
     handle: Handle,
     index: u32,
     mac: [u8; 6],
+    /// That of the node's own address.
+    network: Option<Ipv4Net>,
 }
 
 impl Link {
@@ -225,6 +232,7 @@ impl Link {
         let message = found.try_next().await.or_fail(Kind::Host, failed)?.ok_or_else(|| Error::host(failed()))?;
         drop(found);
         let index = message.header.index;
+        let network = address_of(&message).and_then(|own| Ipv4Net::new(own, message.header.prefix_len).ok()).map(|net| net.trunc());
         let mut links = handle.link().get().match_index(index).execute();
         let link = links.try_next().await.or_fail(Kind::Host, failed)?.ok_or_else(|| Error::host(failed()))?;
         drop(links);
@@ -233,7 +241,7 @@ impl Link {
             LinkAttribute::Address(bytes) => <[u8; 6]>::try_from(bytes.as_slice()).ok(),
             _ => None,
         });
-        Ok(Link { handle, index, mac: mac.ok_or_else(|| Error::host(failed()).because("it has no Ethernet address"))? })
+        Ok(Link { handle, index, network, mac: mac.ok_or_else(|| Error::host(failed()).because("it has no Ethernet address"))? })
     }
 
     async fn messages(&self) -> Result<Vec<AddressMessage>> {
@@ -347,12 +355,21 @@ mod tests {
         let control = node("control-1", "True", json!([{"key": "node-role.kubernetes.io/control-plane", "effect": "NoSchedule"}]));
         let mut nodes = vec![control.clone(), node("gone", "Unknown", json!([]))];
         let address = Ipv4Addr::new(10, 0, 0, 40);
-        assert_eq!(stand_by(&nodes, address), ["control-1"], "without workers, everybody serves");
+        assert_eq!(stand_by(&nodes, address, None), ["control-1"], "without workers, everybody serves");
         nodes.extend((1..=9).map(|number| node(&format!("worker-{number}"), "True", json!([]))));
-        let some = stand_by(&nodes, address);
+        let some = stand_by(&nodes, address, None);
         assert_eq!(some.len(), STAND_BY);
         assert!(some.iter().all(|name| name.starts_with("worker-")), "{some:?}");
-        assert_ne!(some, stand_by(&nodes, Ipv4Addr::new(10, 0, 0, 41)), "another address, another order");
+        assert_ne!(some, stand_by(&nodes, Ipv4Addr::new(10, 0, 0, 41), None), "another address, another order");
+        let at = |node: &Arc<Node>, address: &str| {
+            let mut node = serde_json::to_value(&**node).unwrap();
+            node["status"]["addresses"] = json!([{"type": "InternalIP", "address": address}]);
+            Arc::new(serde_json::from_value::<Node>(node).unwrap())
+        };
+        let apart = [at(&control, "10.0.0.1"), at(&nodes[2], "10.0.0.2"), at(&nodes[3], "10.0.1.3")];
+        let link = "10.0.0.0/24".parse().ok();
+        assert_eq!(stand_by(&apart, address, link), ["worker-1"], "nobody beyond a router");
+        assert_eq!(stand_by(&apart[..1], address, link), ["control-1"], "where no worker is near, everybody who is");
     }
 
     #[test]

@@ -78,7 +78,7 @@ pub fn pod_cidr(node: &Node) -> Option<Ipv4Net> {
     ranges.filter_map(|range| range.parse::<Ipv4Net>().ok()).map(|range| range.trunc()).next()
 }
 
-fn internal_address(node: &Node) -> Option<Ipv4Addr> {
+pub fn internal_address(node: &Node) -> Option<Ipv4Addr> {
     let addresses = node.status.as_ref()?.addresses.iter().flatten();
     addresses.filter(|address| address.type_ == "InternalIP").find_map(|address| address.address.parse().ok())
 }

@@ -1,16 +1,22 @@
 //! Which address a load balancer has: one of the free addresses that the blueprint lists, else that of a machine that serves. Pure.
 
+use super::networks::{self, Networks};
+use super::world::World;
 use crate::blueprint::hosts::range;
 use crate::engine::{Id, MACHINE, Observed, Resource};
 use crate::error::{Error, Result};
 use crate::providers::resources::{LOAD_BALANCER, LoadBalancerSpec};
 use serde_json::{Value, json};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 /// Adds `address` (a free one, announced by one of the machines) or `machine` (whose own address it is) to the spec of each load
 /// balancer. What a load balancer has, it keeps while it can.
-pub fn place(resources: &mut [Resource], addresses: &[String], observed: &[Observed]) -> Result<()> {
+pub fn place(resources: &mut [Resource], addresses: &[String], world: &World) -> Result<()> {
+    let observed = &world.things;
+    let machines = resources.iter().filter(|resource| resource.id.kind == MACHINE);
+    let hosts: BTreeMap<String, String> =
+        machines.filter_map(|machine| Some((machine.id.name.clone(), machine.spec["host"].as_str()?.into()))).collect();
     let pool: Vec<Ipv4Addr> = addresses.iter().filter_map(|text| range(text)).flatten().collect();
     let held = |id: &Id, field: &str| {
         let thing = observed.iter().find(|thing| thing.id == *id)?;
@@ -29,16 +35,25 @@ pub fn place(resources: &mut [Resource], addresses: &[String], observed: &[Obser
             on_a_machine(resource, before, &mut taken)?;
         } else {
             let before = held(&resource.id, "address").and_then(|text| text.parse().ok());
+            let pool = within(resource, &pool, &hosts, &world.networks);
             on_a_free_address(resource, before, &pool, &mut used)?;
         }
     }
     Ok(())
 }
 
+/// The addresses that one of its machines can announce.
+fn within(resource: &Resource, pool: &[Ipv4Addr], hosts: &BTreeMap<String, String>, networks: &Networks) -> Vec<Ipv4Addr> {
+    let machines: Vec<String> = serde_json::from_value(resource.spec["machines"].clone()).unwrap_or_default();
+    let links: Vec<_> = machines.iter().filter_map(|machine| networks.get(hosts.get(machine)?)).collect();
+    pool.iter().filter(|address| networks::reaches(**address, links.iter().copied(), networks)).copied().collect()
+}
+
 fn on_a_free_address(resource: &mut Resource, before: Option<Ipv4Addr>, pool: &[Ipv4Addr], used: &mut BTreeSet<Ipv4Addr>) -> Result<()> {
     let kept = before.filter(|address| pool.contains(address) && !used.contains(address));
     let address = kept.or_else(|| pool.iter().find(|address| !used.contains(address)).copied()).ok_or_else(|| {
-        Error::input(format!("could not find an address for {}: all {} of spec.providers.ssh.addresses are taken", resource.id, pool.len()))
+        let words = format!("all {} of spec.providers.ssh.addresses that its machines can announce are taken", pool.len());
+        Error::input(format!("could not find an address for {}: {words}", resource.id))
             .hint("list more free addresses of the machines' network")
     })?;
     used.insert(address);
@@ -103,7 +118,8 @@ mod tests {
         let mut resources: Vec<Resource> = wanted.iter().map(|(name, port)| balancer(name, *port)).collect();
         let addresses: Vec<String> = addresses.iter().map(|text| text.to_string()).collect();
         let field = if addresses.is_empty() { "machine" } else { "address" };
-        let placed = place(&mut resources, &addresses, observed);
+        let world = World { things: observed.to_vec(), ..World::default() };
+        let placed = place(&mut resources, &addresses, &world);
         let found: Vec<&str> = resources.iter().filter_map(|resource| resource.spec[field].as_str()).collect();
         assert_eq!(placed.ok().map(|()| found.as_slice()), expected);
     }
@@ -115,6 +131,18 @@ mod tests {
         check(&[("a", 80), ("b", 80)], &pool, &[there("b", "address", "10.0.0.40")], Some(&["10.0.0.41", "10.0.0.40"]));
         check(&[("a", 80)], &pool, &[there("a", "address", "10.0.0.99")], Some(&["10.0.0.40"]));
         check(&[("a", 80), ("b", 80), ("c", 80)], &pool, &[], None);
+    }
+
+    #[test]
+    fn an_address_is_on_the_link_of_a_machine_that_serves() {
+        let machine = |name: &str, host: &str| Resource { id: Id::new(MACHINE, name), spec: json!({"host": host}), ..balancer("", 1) };
+        let mut resources = [machine("control-1", "a"), machine("worker-1", "b"), balancer("web", 80)];
+        let networks = [("a", "10.0.0.0/24"), ("b", "10.0.1.0/24")];
+        let networks = networks.map(|(host, link)| (host.to_string(), link.parse().unwrap())).into_iter().collect();
+        let world = World { networks, ..World::default() };
+        place(&mut resources, &["10.0.0.40".into(), "10.0.1.40".into()], &world).unwrap();
+        assert_eq!(resources[2].spec["address"], "10.0.1.40");
+        assert!(place(&mut resources, &["10.0.0.40".into()], &world).is_err());
     }
 
     #[test]

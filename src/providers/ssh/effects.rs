@@ -6,7 +6,7 @@ use super::world::World;
 use super::{Machines, balance};
 use crate::engine::{Action, Id, Inputs, MACHINE, Observed, Phase, Progress, Request, Resource, Verb};
 use crate::error::{Context as _, Error, Kind, Result};
-use crate::providers::resources::{LOAD_BALANCER, NETWORK};
+use crate::providers::resources::{FILESYSTEM, LOAD_BALANCER, NETWORK};
 use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 use std::time::{Duration, SystemTime};
@@ -38,8 +38,10 @@ impl Machines {
         self.fence(&world, request)?;
         match (request.verb, request.id.kind.as_str()) {
             (Verb::Delete, MACHINE) => self.release(&world, request, progress).await,
+            (Verb::Delete, FILESYSTEM) => self.unshare(&world, request, progress).await,
             (Verb::Delete, _) => self.drop_record(&world, request).await,
             (_, MACHINE) => self.claim(&world, request, progress).await,
+            (_, FILESYSTEM) => self.share(&world, request, progress).await,
             _ => self.keep_record(&world, request).await,
         }
     }
@@ -67,10 +69,7 @@ impl Machines {
         if let Some(other) = held.filter(|held| held.handle != place && request.verb == Verb::Create) {
             return Err(Error::conflict(format!("could not claim {place} as {}: it is on {}", request.id, other.handle)));
         }
-        let host = match self.hosts.find(place).await {
-            Some(host) => host,
-            None => self.recorded(world, place)?,
-        };
+        let host = self.host_on_record(world, place).await?;
         progress("claiming the host");
         let look = self.hosts.look_at(place.into(), Ok(host.clone())).await;
         if let Err(why) = &look.seen {
@@ -94,9 +93,11 @@ impl Machines {
             self.unput(world, &request.id).await?;
             return Err(taken(place, theirs));
         }
-        let needs = vec![Id::new(NETWORK, &self.cluster.name)];
         let (id, handle, generation) = (request.id.clone(), place.to_string(), request.generation);
-        Ok(Some(Observed { id, handle, generation, phase: Phase::Ready, spec: spec.clone(), outputs: look.outputs, needs }))
+        let mut outputs = look.outputs;
+        outputs["announce"] = json!(super::networks::announced(&self.hosts.addresses, place, &world.networks));
+        let needs = world.mounted().chain([Id::new(NETWORK, &self.cluster.name)]).collect();
+        Ok(Some(Observed { id, handle, generation, phase: Phase::Ready, spec: spec.clone(), outputs, needs }))
     }
 
     /// The loop's key for the hosts that it is about to claim, and how it reaches them.
@@ -122,10 +123,7 @@ impl Machines {
             return Ok(None);
         };
         progress("taking kprov off the host");
-        let host = match self.hosts.find(&machine.handle).await {
-            Some(host) => host,
-            None => self.recorded(world, &machine.handle)?,
-        };
+        let host = self.host_on_record(world, &machine.handle).await?;
         let data = ["release", &self.cluster.uid, &request.id.name, &host.target.ssh_user];
         match self.hosts.order(&host, "release", &data).await {
             Err(error) if matches!(machine.phase, Phase::Broken(_)) && self.is_given_up(&machine.handle) => {
@@ -140,13 +138,16 @@ impl Machines {
     }
 
     /// The operator's word that a host is no more: it is not in the list.
-    fn is_given_up(&self, place: &str) -> bool {
+    pub(super) fn is_given_up(&self, place: &str) -> bool {
         let listed = || self.hosts.listed().iter().map(super::wish::place).collect();
         !self.wished.lock().clone().unwrap_or_else(listed).contains(place)
     }
 
-    /// A host that is no longer listed, by what was remembered of it.
-    fn recorded(&self, world: &World, place: &str) -> Result<Host> {
+    /// A host that is no longer listed is known by what was remembered of it.
+    pub(super) async fn host_on_record(&self, world: &World, place: &str) -> Result<Host> {
+        if let Some(host) = self.hosts.find(place).await {
+            return Ok(host);
+        }
         let reach = world.records.values().filter_map(|record| record.reach.as_ref()).find(|reach| reach.place == place);
         reach.map(super::hosts::of_reach).ok_or_else(|| {
             Error::host(format!("could not reach host {place}: it is not known here"))
@@ -160,10 +161,7 @@ impl Machines {
         let elsewhere = |record: &&Record| record.id.kind == ADMISSION && record.spec["host"] != keeper.place.as_str();
         for admission in world.records.values().filter(elsewhere) {
             let place = admission.spec["host"].as_str().unwrap_or_default();
-            let host = match self.hosts.find(place).await {
-                Some(host) => host,
-                None => self.recorded(world, place)?,
-            };
+            let host = self.host_on_record(world, place).await?;
             let sent_away =
                 self.hosts.order(&host, "send the cluster away from", &["forget", &self.cluster.uid, &host.target.ssh_user]).await;
             if sent_away.is_err() && self.is_given_up(place) {
@@ -204,7 +202,7 @@ impl Machines {
         Ok(None)
     }
 
-    async fn put(&self, world: &World, record: &Record, key: &str) -> Result<()> {
+    pub(super) async fn put(&self, world: &World, record: &Record, key: &str) -> Result<()> {
         let keeper = self.keeper(world).await?;
         let cluster = json_line(&self.cluster)?;
         let user = keeper.target.ssh_user.clone();
@@ -217,7 +215,7 @@ impl Machines {
         self.hosts.order(&keeper, "write a record on", &["put", &self.cluster.uid, &file, &user, key, &text]).await.map(drop)
     }
 
-    async fn unput(&self, world: &World, id: &Id) -> Result<()> {
+    pub(super) async fn unput(&self, world: &World, id: &Id) -> Result<()> {
         if world.anchor.is_none() {
             return Ok(());
         }
@@ -262,6 +260,6 @@ fn taken(place: &str, claim: &str) -> Error {
         .hint(format!("take that cluster away first (kprov down {}), or list another host", text("cluster")))
 }
 
-fn json_line(value: &impl serde::Serialize) -> Result<String> {
+pub(super) fn json_line(value: &impl serde::Serialize) -> Result<String> {
     serde_json::to_string(value).or_fail(Kind::Internal, || "could not write a record")
 }

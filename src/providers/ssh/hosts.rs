@@ -138,14 +138,14 @@ impl Hosts {
         };
         match self.see(&host).await {
             Ok(seen) => {
-                let mut outputs = self.outputs(&host, &seen);
+                let mut outputs = outputs(&host, &seen);
                 if host.target.jump.is_some() && seen.claim.as_ref().is_some_and(|claim| claim.spec["role"] == "control-plane") {
                     outputs["wayIn"] = json!(self.open_way(&host, &outputs).await.is_ok());
                 }
                 let reach = reach(&host, &outputs);
                 Look { place, seen: Ok(seen), outputs, reach: Some(reach) }
             }
-            Err(why) => Look { place, seen: Err(why), outputs: self.outputs(&host, &Seen::default()), reach: None },
+            Err(why) => Look { place, seen: Err(why), outputs: outputs(&host, &Seen::default()), reach: None },
         }
     }
 
@@ -161,12 +161,6 @@ impl Hosts {
     /// Some machines are behind another host: what they serve cannot be asked for from here.
     pub async fn is_behind(&self) -> bool {
         self.all().await.iter().any(|(_, host)| host.as_ref().is_ok_and(|host| host.target.jump.is_some()))
-    }
-
-    fn outputs(&self, host: &Host, seen: &Seen) -> Value {
-        let mut outputs = outputs(host, seen);
-        outputs["announce"] = json!(self.addresses);
-        outputs
     }
 
     pub async fn see(&self, host: &Host) -> Result<Seen, String> {
@@ -244,6 +238,9 @@ fn outputs(host: &Host, seen: &Seen) -> Value {
     });
     if let Some(private) = private {
         outputs["privateAddress"] = json!(private);
+        if let Some(link) = seen.links.iter().find(|link| IpAddr::V4(link.addr()) == private) {
+            outputs["network"] = json!(link.trunc());
+        }
     }
     if let Some(jump) = jump {
         outputs["jump"] = json!(jump);
@@ -259,6 +256,7 @@ fn reach(host: &Host, outputs: &Value) -> Reach {
         port: host.target.ssh_port,
         user: host.target.ssh_user.clone(),
         host_keys: serde_json::from_value(outputs["hostKeys"].clone()).unwrap_or_default(),
+        network: serde_json::from_value(outputs["network"].clone()).ok(),
         labels: host.labels.clone(),
     }
 }
@@ -274,6 +272,7 @@ mod tests {
             port: 22,
             user: "root".into(),
             host_keys: vec!["ssh-ed25519 BBBB comment".into()],
+            network: None,
             labels: BTreeMap::new(),
         };
         Host { private: private.map(|text| text.parse().unwrap()), ..of_reach(&reach) }

@@ -1,15 +1,17 @@
 //! Machines that exist already: claimed by a file on each, reached by SSH, left as they were found.
 //!
-//! Truth is on the hosts: a claim on every machine (`record`), and the cluster's records (its writer's epoch, load balancers,
-//! filesystems) on one of them, where they stay. A look asks every listed host at once (`hosts`) and puts the answers together
+//! Truth is on the hosts: a claim on every machine (`record`), an NFS export for each filesystem (`shares`), and the cluster's records
+//! (its writer's epoch, load balancers, what is under way) on one of them, where they stay. A look asks every listed host at once (`hosts`) and puts the answers together
 //! (`world`): a host that does not answer keeps its machine. The operator comes with their own keys, the loop inside with the cluster's.
 
 mod access;
 mod balance;
 mod effects;
 mod hosts;
+mod networks;
 mod preflight;
 mod record;
+mod shares;
 mod survey;
 mod wish;
 mod world;
@@ -20,7 +22,7 @@ use crate::engine::handoff::{Epoch, EpochStore};
 use crate::engine::{Action, Cluster, Door, Inputs, MACHINE, Observed, Progress, Request, Resource, Verb};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::providers::resources::{self, FILESYSTEM, LOAD_BALANCER, NETWORK};
-use crate::providers::{Context, Delivery, Provider, Settings};
+use crate::providers::{Context, Delivery, Fabric, Provider, Settings};
 use crate::sys::paths;
 use async_trait::async_trait;
 use hosts::Hosts;
@@ -40,6 +42,8 @@ pub struct Machines {
     keeper: Mutex<Option<String>>,
     /// The list of the last wish: who was taken out of it and does not answer is given up.
     wished: Mutex<Option<BTreeSet<String>>>,
+    /// As the machines of the last wish lie.
+    fabric: Mutex<Fabric>,
     /// Only the loop has them: what it was told, to tell it again.
     credentials: Option<Credentials>,
 }
@@ -58,7 +62,12 @@ impl Machines {
     pub fn connect(settings: &Settings, cluster: &Cluster) -> Result<Machines> {
         let section: Section = settings.own()?;
         let hosts = Hosts::of_operator(&paths::home(), section)?;
-        Ok(Machines { cluster: cluster.clone(), hosts, keeper: Mutex::default(), wished: Mutex::default(), credentials: None })
+        Ok(Machines::new(cluster.clone(), hosts, None))
+    }
+
+    fn new(cluster: Cluster, hosts: Hosts, credentials: Option<Credentials>) -> Machines {
+        let fabric = Mutex::new(Fabric::Switched);
+        Machines { cluster, hosts, keeper: Mutex::default(), wished: Mutex::default(), fabric, credentials }
     }
 
     /// From inside the cluster, with what `loop_credentials` gave.
@@ -66,13 +75,7 @@ impl Machines {
         let credentials: Credentials =
             serde_json::from_value(credentials.clone()).or_fail(Kind::Input, || "could not read how the hosts are reached")?;
         let hosts = Hosts::of_loop(Path::new(paths::DATA), credentials.hosts.clone(), credentials.addresses.clone())?;
-        Ok(Machines {
-            cluster: credentials.cluster.clone(),
-            hosts,
-            keeper: Mutex::default(),
-            wished: Mutex::default(),
-            credentials: Some(credentials),
-        })
+        Ok(Machines::new(credentials.cluster.clone(), hosts, Some(credentials)))
     }
 
     /// Everything that can be known now.
@@ -93,6 +96,7 @@ impl Machines {
             looks.extend(further.into_iter().filter(|look| places.contains(look.place.as_str())));
             world = World::of(&self.cluster, &looks, known.as_deref())?;
         }
+        world.announce(&self.hosts.addresses);
         self.keeper.lock().clone_from(&world.anchor);
         Ok(world)
     }
@@ -151,7 +155,8 @@ impl Provider for Machines {
         // The loop's wish is the blueprint inside, which the operator may have changed since; without a list of its own, ours.
         let listed = Some(&blueprint.spec.providers.ssh.hosts).filter(|hosts| !hosts.is_empty()).cloned();
         let listed = listed.unwrap_or_else(|| self.hosts.listed());
-        *self.wished.lock() = Some(listed.iter().map(wish::place).collect());
+        let listed_places: BTreeSet<String> = listed.iter().map(wish::place).collect();
+        *self.wished.lock() = Some(listed_places.clone());
         let places = wish::assign(blueprint, &listed, &world.held())?;
         for machine in all.iter_mut().filter(|resource| resource.id.kind == MACHINE) {
             let place = places.get(&machine.id.name).cloned().unwrap_or_default();
@@ -163,7 +168,12 @@ impl Provider for Machines {
             network.spec["sshPublicKey"] = json!(context.ssh_public_key.trim());
             network.summary = "the cluster's records on one of the hosts".into();
         }
-        balance::place(&mut all, &blueprint.spec.providers.ssh.addresses, &world.things)?;
+        let said = &blueprint.spec.providers.ssh.filesystems;
+        let wish = shares::Wish { cluster_uid: &self.cluster.uid, said, listed: &listed_places, world: &world };
+        shares::place(&mut all, &wish)?;
+        let on_machines: BTreeSet<String> = places.into_values().chain(world.held().into_values()).collect();
+        *self.fabric.lock() = networks::fabric(on_machines.iter().map(String::as_str), &world.networks);
+        balance::place(&mut all, &blueprint.spec.providers.ssh.addresses, &world)?;
         Ok(all)
     }
 
@@ -177,6 +187,10 @@ impl Provider for Machines {
 
     fn epochs(&self) -> &dyn EpochStore {
         self
+    }
+
+    fn fabric(&self) -> Fabric {
+        *self.fabric.lock()
     }
 
     fn delivery(&self) -> Delivery {

@@ -2,7 +2,7 @@
 
 use super::Machines;
 use super::hosts::{Host, Silence};
-use super::survey::{self, Facts, Problem};
+use super::survey::{self, Facts, Problem, Shares};
 use super::world::World;
 use crate::engine::{Phase, Resource};
 use crate::error::{Error, Result};
@@ -20,16 +20,10 @@ impl Machines {
         let hosts = self.hosts.all().await;
         let asked = hosts.iter().map(|(place, host)| self.ask(place, host.as_ref(), &world, wishes.get(place)));
         let found: Vec<(String, Vec<Problem>)> = join_all(asked).await.into_iter().filter(|(_, problems)| !problems.is_empty()).collect();
-        let mut error = verdict(&found, hosts.len());
-        if resources.iter().any(|resource| resource.id.kind == FILESYSTEM) {
-            let text = "could not make a shared filesystem: the ssh provider has none yet";
-            let shared = error.take().unwrap_or_else(|| Error::host(text));
-            error = Some(shared.hint("take spec.filesystems out, and give workloads a StorageClass of your own"));
-        }
-        error.map_or(Ok(()), Err)
+        verdict(&found, hosts.len()).map_or(Ok(()), Err)
     }
 
-    async fn ask(&self, place: &str, host: Result<&Host, &Silence>, world: &World, wish: Option<&MachineSpec>) -> (String, Vec<Problem>) {
+    async fn ask(&self, place: &str, host: Result<&Host, &Silence>, world: &World, wish: Option<&Wish>) -> (String, Vec<Problem>) {
         let problems = match (host, wish) {
             (Err(silence), _) => vec![Problem { text: silence.text.clone(), hint: "correct its entry in spec.providers.ssh.hosts".into() }],
             (Ok(host), Some(wish)) => self.examine(host, wish).await,
@@ -42,7 +36,7 @@ impl Machines {
         (place.to_string(), problems)
     }
 
-    async fn examine(&self, host: &Host, wish: &MachineSpec) -> Vec<Problem> {
+    async fn examine(&self, host: &Host, wish: &Wish) -> Vec<Problem> {
         let connection = match self.hosts.connect(host).await {
             Ok(connection) => connection,
             Err(silence) => return vec![survey::silent(host, &silence)],
@@ -54,7 +48,9 @@ impl Machines {
         };
         match Facts::parse(&String::from_utf8_lossy(&output.stdout)) {
             Ok(facts) => {
-                let mut problems = survey::problems(&facts, wish, &self.cluster.uid, std::env::consts::ARCH, SystemTime::now());
+                let (uid, arch) = (&self.cluster.uid, std::env::consts::ARCH);
+                let machine = wish.machine.iter().flat_map(|machine| survey::problems(&facts, machine, uid, arch, SystemTime::now()));
+                let mut problems: Vec<Problem> = machine.chain(survey::sharing(&facts, wish.shares)).collect();
                 problems.extend(self.foreign(host).await);
                 problems
             }
@@ -75,14 +71,31 @@ impl Machines {
     }
 }
 
-/// The machines that are still to be claimed, by host.
-fn wishes(resources: &[Resource], world: &World) -> BTreeMap<String, MachineSpec> {
+/// What is still to come to a host.
+#[derive(Default)]
+struct Wish {
+    machine: Option<MachineSpec>,
+    shares: Shares,
+}
+
+/// The machines that are still to be claimed and the filesystems that are still to be made, by host.
+fn wishes(resources: &[Resource], world: &World) -> BTreeMap<String, Wish> {
+    let mut wishes: BTreeMap<String, Wish> = BTreeMap::new();
     let machines = resources.iter().filter(|resource| resource.id.kind == MACHINE);
     let open = machines.filter(|machine| {
         !world.thing(&machine.id).is_some_and(|thing| thing.phase == Phase::Ready && machine.spec["host"] == thing.handle.as_str())
     });
-    open.filter_map(|machine| Some((machine.spec["host"].as_str()?.to_string(), serde_json::from_value(machine.spec.clone()).ok()?)))
-        .collect()
+    let filesystems = || resources.iter().filter(|resource| resource.id.kind == FILESYSTEM);
+    for machine in open {
+        let wish = wishes.entry(machine.spec["host"].as_str().unwrap_or_default().into()).or_default();
+        wish.machine = serde_json::from_value(machine.spec.clone()).ok();
+        wish.shares.mounts = filesystems().next().is_some();
+    }
+    for filesystem in filesystems().filter(|filesystem| world.thing(&filesystem.id).is_none()) {
+        let wish = wishes.entry(filesystem.spec["host"].as_str().unwrap_or_default().into()).or_default();
+        *wish.shares.keeps.get_or_insert(0) += filesystem.spec["sizeBytes"].as_u64().unwrap_or(0);
+    }
+    wishes
 }
 
 /// One error for all: a line per host, each next step once.

@@ -2,6 +2,7 @@
 
 use crate::engine::{Cluster, Id};
 use crate::error::{Error, Result};
+use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -42,6 +43,14 @@ impl Record {
     }
 }
 
+/// The first line of `/etc/exports.d/kprov.<uid>.<name>.exports`: whose this export is, and how it was wished for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Share {
+    pub cluster: Cluster,
+    pub record: Record,
+}
+
 /// A host as the loop inside reaches it, and as others remember it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -52,6 +61,9 @@ pub struct Reach {
     pub port: u16,
     pub user: String,
     pub host_keys: Vec<String>,
+    /// The link that its address is on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<Ipv4Net>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
 }
@@ -64,7 +76,15 @@ pub struct Seen {
     pub damaged: Option<String>,
     /// Of all clusters: uid, file name without `.json`, content.
     pub records: Vec<(String, String, Value)>,
+    /// Of all clusters.
+    pub shares: Vec<Share>,
+    /// Folders of ours and who may mount them, as the NFS server says.
+    pub exported: Vec<(String, String)>,
+    /// An NFS server runs.
+    pub serves: bool,
     pub addresses: Vec<Ipv4Addr>,
+    /// The same with their networks.
+    pub links: Vec<Ipv4Net>,
     /// What it sends from by default.
     pub source: Option<Ipv4Addr>,
     pub host_keys: Vec<String>,
@@ -89,7 +109,11 @@ impl Seen {
                     Err(_) => seen.damaged = Some(value.into()),
                 },
                 "record" => seen.records.extend(record(value)),
+                "share" => seen.shares.extend(serde_json::from_str::<Share>(value)),
+                "exported" => seen.exported.extend(value.split_once(' ').map(|(folder, client)| (folder.into(), client.into()))),
+                "nfs" => seen.serves = true,
                 "address" => seen.addresses.extend(value.parse::<Ipv4Addr>()),
+                "link" => seen.links.extend(value.parse::<Ipv4Net>()),
                 "source" => seen.source = value.parse().ok(),
                 "hostkey" => seen.host_keys.push(value.into()),
                 _ => {}
@@ -111,7 +135,8 @@ impl Seen {
     pub fn clusters(&self) -> Vec<Cluster> {
         let of_claim = self.claim.iter().map(|claim| Cluster { name: claim.cluster.clone(), uid: claim.cluster_uid.clone() });
         let kept = self.records.iter().filter(|(_, file, _)| file == CLUSTER);
-        of_claim.chain(kept.filter_map(|(.., value)| serde_json::from_value(value.clone()).ok())).collect()
+        let shared = self.shares.iter().map(|share| share.cluster.clone());
+        of_claim.chain(kept.filter_map(|(.., value)| serde_json::from_value(value.clone()).ok())).chain(shared).collect()
     }
 }
 

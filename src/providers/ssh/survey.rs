@@ -33,6 +33,10 @@ pub struct Facts {
     pub overlay: bool,
     pub cgroups: bool,
     pub writable: bool,
+    /// Its kernel mounts NFS, exports by NFS; some export of its own is the root of all others.
+    pub nfs_client: bool,
+    pub nfs_server: bool,
+    pub nfs_root: bool,
     pub programs: BTreeSet<String>,
     pub ports: BTreeSet<u16>,
     pub processes: BTreeSet<String>,
@@ -71,6 +75,9 @@ impl Facts {
                 "overlay" => facts.overlay = true,
                 "cgroup" => facts.cgroups = true,
                 "writable" => facts.writable = true,
+                "nfs.client" => facts.nfs_client = true,
+                "nfs.server" => facts.nfs_server = true,
+                "nfs.root" => facts.nfs_root = true,
                 "port" => facts.ports.extend(value.parse::<u16>()),
                 "process" => drop(facts.processes.insert(value.into())),
                 "marker" => {
@@ -195,6 +202,31 @@ pub fn problems(facts: &Facts, wish: &MachineSpec, cluster_uid: &str, arch: &str
     all
 }
 
+/// What shared filesystems ask of a host: all machines mount them, some keep one.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Shares {
+    pub mounts: bool,
+    /// Bytes of new ones; `None` where none is kept.
+    pub keeps: Option<u64>,
+}
+
+pub fn sharing(facts: &Facts, shares: Shares) -> Vec<Problem> {
+    let installs = |program: &str| facts.programs.contains(program) || facts.programs.contains("apt-get");
+    let keeps = shares.keeps.is_some();
+    let free = facts.disk_free_bytes;
+    let wanted = shares.keeps.unwrap_or(0);
+    let elsewhere = "let another host keep the filesystem: spec.providers.ssh.filesystems";
+    let checks = [
+        (shares.mounts && !facts.nfs_client, "its kernel cannot mount NFS, which shared filesystems need".into(), "use a standard kernel"),
+        (shares.mounts && !installs("mount.nfs4"), "mount.nfs4 cannot be found".into(), "install nfs-common (or nfs-utils) there"),
+        (keeps && !facts.nfs_server, "its kernel has no NFS server, and it is to keep a filesystem".into(), elsewhere),
+        (keeps && !installs("exportfs"), "exportfs cannot be found".into(), "install nfs-kernel-server (or nfs-utils) there"),
+        (keeps && facts.nfs_root, "an export of its own has fsid=0, which hides all others".into(), elsewhere),
+        (keeps && free < wanted, format!("/var/lib has {} MiB free, its filesystems want {}", free >> 20, wanted >> 20), elsewhere),
+    ];
+    checks.into_iter().filter(|(bad, ..)| *bad).map(|(_, text, hint)| problem(text, hint)).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -247,16 +279,29 @@ mod tests {
     }
 
     #[test]
+    fn what_shared_filesystems_need_is_asked_of_those_that_mount_or_keep_them() {
+        let check = |more: &str, shares: Shares, expected: &[&str]| {
+            let facts = Facts::parse(&GOOD.replace("end=yes", &format!("{more}end=yes"))).unwrap();
+            assert_eq!(sharing(&facts, shares).iter().map(|problem| problem.text.as_str()).collect::<Vec<_>>(), expected);
+        };
+        check("", Shares::default(), &[]);
+        check("nfs.client=yes\n", Shares { mounts: true, keeps: None }, &[]);
+        check("nfs.client=yes\nnfs.server=yes\n", Shares { mounts: true, keeps: Some(5 << 30) }, &[]);
+        check("", Shares { mounts: true, keeps: None }, &["its kernel cannot mount NFS, which shared filesystems need"]);
+        check(
+            "nfs.root=yes\n",
+            Shares { mounts: false, keeps: Some(50 << 30) },
+            &[
+                "its kernel has no NFS server, and it is to keep a filesystem",
+                "an export of its own has fsid=0, which hides all others",
+                "/var/lib has 8789 MiB free, its filesystems want 51200",
+            ],
+        );
+    }
+
+    #[test]
     fn the_survey_is_plain_shell_and_answers_here() {
-        use std::io::Write;
-        let mut shell = std::process::Command::new("sh")
-            .arg("-s")
-            .stdin(std::process::Stdio::piped())
-            .stdout(std::process::Stdio::piped())
-            .spawn()
-            .unwrap();
-        shell.stdin.take().unwrap().write_all(SCRIPT.as_bytes()).unwrap();
-        let output = String::from_utf8(shell.wait_with_output().unwrap().stdout).unwrap();
+        let output = crate::remote::answer_here(SCRIPT);
         let facts = Facts::parse(&output).unwrap();
         assert_eq!(facts.arch, std::env::consts::ARCH);
         assert!(facts.memory_bytes > 0 && facts.disk_free_bytes > 0 && facts.cpus > 0, "{output}");

@@ -1,11 +1,12 @@
 //! The cluster as its hosts tell it, all of them together. Pure; uncertainty is an error or a broken machine, never an absence.
 
-use super::balance;
 use super::effects::ADMISSION;
+use super::networks::{self, Networks};
 use super::record::{CLUSTER, EPOCH, Reach, Record, Seen};
+use super::{balance, shares};
 use crate::engine::{Cluster, Id, Observed, Phase};
 use crate::error::{Error, Result};
-use crate::providers::resources::{LOAD_BALANCER, LoadBalancerSpec, MACHINE, NETWORK};
+use crate::providers::resources::{FILESYSTEM, LOAD_BALANCER, LoadBalancerSpec, MACHINE, NETWORK};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
@@ -28,6 +29,9 @@ pub struct World {
     pub epoch: Option<Value>,
     pub records: BTreeMap<Id, Record>,
     pub things: Vec<Observed>,
+    /// Where the other machines reach each host that answered.
+    pub addresses: BTreeMap<String, String>,
+    pub networks: Networks,
     /// Hosts that did not answer, and why.
     pub silent: Vec<(String, String)>,
 }
@@ -44,11 +48,18 @@ impl World {
             world.anchor = Some(keeper.place.clone());
             world.keep(cluster, keeper);
         }
-        let has_claims = looks.iter().any(|look| look.seen.as_ref().is_ok_and(|seen| seen.claim_of(cluster).is_some()));
+        let is_shared = |seen: &Seen| seen.shares.iter().any(|share| share.cluster.uid == cluster.uid);
+        let has_claims = looks.iter().any(|look| look.seen.as_ref().is_ok_and(|seen| seen.claim_of(cluster).is_some() || is_shared(seen)));
         let lost = world.anchor.is_none() && (has_claims || known.is_some());
         if lost && !world.silent.is_empty() {
             return Err(world.blind(cluster, known));
         }
+        world.addresses =
+            looks.iter().filter(|look| look.seen.is_ok()).filter_map(|look| Some((look.place.clone(), address(look)?))).collect();
+        let recorded = world.records.values().filter_map(|record| record.reach.as_ref());
+        let known = recorded.filter_map(|reach| Some((reach.place.clone(), reach.network?)));
+        world.networks = known.chain(looks.iter().filter_map(|look| Some((look.place.clone(), network(look)?)))).collect();
+        world.filesystems(cluster, looks);
         world.machines(cluster, looks);
         world.others();
         Ok(world)
@@ -70,8 +81,28 @@ impl World {
             .hint("nothing is changed on a guess: bring the host back, then run the same command again")
     }
 
-    fn machines(&mut self, cluster: &Cluster, looks: &[Look]) {
+    fn filesystems(&mut self, cluster: &Cluster, looks: &[Look]) {
         let network = vec![Id::new(NETWORK, &cluster.name)];
+        for look in looks {
+            let Ok(seen) = &look.seen else { continue };
+            let ours = seen.shares.iter().filter(|share| share.cluster.uid == cluster.uid);
+            let ours = ours.map(|share| shares::observed(share, &look.place, &seen.exported, seen.serves, network.clone()));
+            self.things.extend(ours);
+        }
+        let recorded = self.records.values().filter(|record| record.id.kind == FILESYSTEM);
+        let unseen = recorded.filter(|record| self.thing(&record.id).is_none());
+        let look_at = |record: &Record| looks.iter().find(|look| record.spec["host"] == look.place.as_str());
+        let intended = |record| {
+            let seen = look_at(record).map(|look| look.seen.as_ref().map(drop).map_err(String::clone));
+            shares::intended(record, seen.as_ref(), network.clone())
+        };
+        let unseen: Vec<Observed> = unseen.map(intended).collect();
+        self.things.extend(unseen);
+    }
+
+    /// Machines mount filesystems: these go after them.
+    fn machines(&mut self, cluster: &Cluster, looks: &[Look]) {
+        let needs: Vec<Id> = std::iter::once(Id::new(NETWORK, &cluster.name)).chain(self.mounted()).collect();
         for look in looks {
             let (id, generation, phase, spec) = match &look.seen {
                 Ok(seen) => match (seen.claim_of(cluster), self.intended(&look.place)) {
@@ -92,7 +123,7 @@ impl World {
                     None => continue,
                 },
             };
-            let (handle, outputs, needs) = (look.place.clone(), look.outputs.clone(), network.clone());
+            let (handle, outputs, needs) = (look.place.clone(), look.outputs.clone(), needs.clone());
             self.things.push(Observed { id, handle, generation, phase, spec, outputs, needs });
         }
     }
@@ -105,7 +136,7 @@ impl World {
     fn others(&mut self) {
         let Some(anchor) = &self.anchor else { return };
         let network = self.records.keys().find(|id| id.kind == NETWORK).cloned();
-        for record in self.records.values().filter(|record| ![MACHINE, ADMISSION].contains(&record.id.kind.as_str())) {
+        for record in self.records.values().filter(|record| ![MACHINE, FILESYSTEM, ADMISSION].contains(&record.id.kind.as_str())) {
             let mut needs: Vec<Id> = network.iter().filter(|network| **network != record.id).cloned().collect();
             if record.id.kind == LOAD_BALANCER
                 && let Ok(spec) = serde_json::from_value::<LoadBalancerSpec>(record.spec.clone())
@@ -130,6 +161,24 @@ impl World {
         }
     }
 
+    /// Where the other machines reach a host; of one that is silent, what was on record.
+    pub fn address(&self, place: &str) -> Option<String> {
+        let recorded = || self.records.values().filter_map(|record| record.reach.as_ref()).find(|reach| reach.place == place);
+        self.addresses.get(place).cloned().or_else(|| recorded().map(|reach| reach.address.clone()))
+    }
+
+    /// What machines mount.
+    pub fn mounted(&self) -> impl Iterator<Item = Id> {
+        self.things.iter().map(|thing| &thing.id).filter(|id| id.kind == FILESYSTEM).cloned()
+    }
+
+    /// Each machine is told which free addresses it may announce.
+    pub fn announce(&mut self, addresses: &[String]) {
+        for machine in self.things.iter_mut().filter(|thing| thing.id.kind == MACHINE) {
+            machine.outputs["announce"] = json!(networks::announced(addresses, &machine.handle, &self.networks));
+        }
+    }
+
     pub fn thing(&self, id: &Id) -> Option<&Observed> {
         self.things.iter().find(|thing| thing.id == *id)
     }
@@ -144,6 +193,14 @@ impl World {
     pub fn first(id: &Id, generation: u32, token: &str, spec: &Value) -> Record {
         Record { id: id.clone(), generation, token: token.into(), spec: spec.clone(), outputs: json!({}), reach: None }
     }
+}
+
+fn address(look: &Look) -> Option<String> {
+    ["privateAddress", "address"].iter().find_map(|field| look.outputs[*field].as_str()).map(str::to_string)
+}
+
+fn network(look: &Look) -> Option<ipnet::Ipv4Net> {
+    look.outputs["network"].as_str()?.parse().ok()
 }
 
 #[cfg(test)]

@@ -221,7 +221,7 @@ impl Machines {
 }
 
 /// On the bridge's side.
-fn link(address: Ipv4Addr) -> String {
+pub fn link(address: Ipv4Addr) -> String {
     format!("v{:08x}", address.to_bits())
 }
 

@@ -31,5 +31,12 @@ IFS=$old_ifs
 [ -d "$target" ] || fail "mount point $target does not exist"
 [ -d "/opt/rig/nfs/$server" ] || fail "Connection timed out: no mount target answers at $server"
 [ -d "/opt/rig/nfs/$server$path" ] || fail "mounting $source failed, reason given by server: No such file or directory"
+# A server that keeps a table serves those in it: from any port only where the export says so.
+if [ -f "/opt/rig/nfs/$server/.etab" ]; then
+  timeout 5 bash -c ": </dev/tcp/$server/2049" 2>/dev/null || fail "Connection refused"
+  own=$(getent hosts "$(hostname)" | cut -d' ' -f1)
+  entry=$(grep -F "$path  $own(" "/opt/rig/nfs/$server/.etab") || fail "access denied by server while mounting $source"
+  case ",$options,$entry" in *,noresvport,*insecure*) ;; *,noresvport,*) fail "Operation not permitted" ;; esac
+fi
 echo "$source $target $options" >>/var/log/mount.nfs4.log
 exec mount --bind "/opt/rig/nfs/$server$path" "$target"

@@ -1,5 +1,10 @@
 //! Machines that exist already: claimed, served from, and left exactly as they were found.
 
+mod faults;
+mod networks;
+mod shares;
+mod ways;
+
 use crate::harness::text;
 use crate::rig::hosts::Hosts;
 use kprov::engine::Cluster;
@@ -31,17 +36,20 @@ fn three_hosts(name: &str) -> Hosts {
 }
 
 #[test]
-fn hosts_become_a_serving_cluster_and_are_left_as_they_were() {
-    let hosts = three_hosts("own");
+fn the_shop_is_served_from_own_machines_and_they_are_left_as_they_were() {
+    let hosts = Hosts::of_the_shop();
     let before = hosts.inventories();
-    let blueprint = hosts.example(2, "");
+    let blueprint = hosts.shop();
     let file = blueprint.to_str().expect("path");
     let up = json(&hosts.ok(&["up", file, "--yes", "-o", "json"]));
-    assert_eq!(up["cluster"], hosts.name.as_str());
-    let address = up["loadBalancers"][0]["address"].as_str().expect("the load balancer's address").to_string();
-    assert_eq!(address, "10.99.0.12", "without free addresses it is the first worker's own");
-    let answer = hosts.http_get(&format!("{address}:80"), "/").expect("the load balancer answers as soon as up has ended");
+    assert_eq!(up["cluster"], "shop");
+    assert_eq!(up["loadBalancers"][0]["address"], "192.0.2.40", "the first of the free addresses");
+    let answer = hosts.http_get("192.0.2.40:80", "/").expect("the load balancer answers as soon as up has ended");
     assert!(answer.contains("Hello from web-"), "{answer}");
+    let spread = hosts.kubectl_ok(&["get", "pods", "-n", "shop", "-o", "jsonpath={.items[*].spec.nodeName}"]);
+    assert!(spread.contains("worker-1") && spread.contains("worker-2"), "pods are on both machines: {spread}");
+    let (_, sharing) = answer.split_once("Sharing /media with: ").expect("the shared filesystem is mounted");
+    assert_eq!(sharing.matches("web-").count(), 3, "what a pod writes on one machine is read on the other: {answer}");
     let nodes = hosts.kubectl_ok(&["get", "nodes", "--no-headers"]);
     assert_eq!(nodes.lines().filter(|line| line.contains(" Ready ")).count(), 3, "{nodes}");
     let pods = hosts.kubectl_ok(&["get", "pods", "-n", "shop", "--no-headers"]);
@@ -133,26 +141,6 @@ fn a_host_of_another_cluster_is_refused_by_name_and_a_lost_state_folder_is_found
     std::fs::remove_dir_all(hosts.home()).expect("the state is lost again");
     hosts.ok(&["down", file, "--yes"]);
     assert_same(&before, &hosts.inventories());
-}
-
-#[test]
-fn an_up_that_was_killed_is_continued_or_taken_away_by_the_next_command() {
-    for (step, then) in [(1, "up"), (2, "down"), (4, "up"), (5, "down")] {
-        let mut hosts = Hosts::new(&format!("killed{step}"));
-        hosts.root(41);
-        hosts.sudo(42);
-        let before = hosts.inventories();
-        let file = hosts.example(1, "");
-        let file = file.to_str().expect("path");
-        hosts.kill_after(&["up", file, "--yes"], "] created ", step);
-        if then == "up" {
-            hosts.ok(&["up", file, "--yes"]);
-            let plan = hosts.kprov(&["plan", file, "--exit-code"]);
-            assert_eq!(plan.status.code(), Some(0), "after a kill at step {step}: {}", text(&plan));
-        }
-        hosts.ok(&["down", file, "--yes"]);
-        assert_same(&before, &hosts.inventories());
-    }
 }
 
 #[test]
