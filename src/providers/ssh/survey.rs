@@ -96,13 +96,14 @@ pub fn silent(host: &Host, silence: &Silence) -> Problem {
     let (user, address, port) = (&host.target.ssh_user, &host.target.address, host.target.ssh_port);
     let by_hand = if port == 22 { format!("ssh {user}@{address}") } else { format!("ssh -p {port} {user}@{address}") };
     let text = &silence.text;
+    let told = !host.target.host_keys.is_empty() || host.target.login.as_ref().is_some_and(|login| login.fingerprint.is_some());
     let reason = text.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or_default();
     match silence.class {
         Class::HostKey if host.target.jump.is_some() => problem(
             format!("its host key, or that of the host to go through, is not known or not the expected one ({reason})"),
             "log in once by hand, through that host; or give hostKey and jumpHostKey in the blueprint",
         ),
-        Class::HostKey if text.contains("HAS CHANGED") || !host.target.host_keys.is_empty() || text.contains("offending") => problem(
+        Class::HostKey if told || text.contains("HAS CHANGED") || text.contains("offending") => problem(
             format!("its host key is not the expected one ({reason})"),
             "somebody else may answer there: compare with `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` on its console, then correct hostKey, \
              fingerprint or known_hosts (ssh-keygen -R)",
