@@ -153,6 +153,7 @@ fn the_printed_policies_are_enough_and_nothing_in_them_is_idle() {
         "elasticfilesystem:TagResource",
         "elasticloadbalancing:AddTags",
         "elasticloadbalancing:DeleteListener",
+        "elasticloadbalancing:DeregisterTargets",
         "iam:CreateServiceLinkedRole",
         "iam:PassRole",
         "iam:TagInstanceProfile",

@@ -363,8 +363,6 @@ def create_load_balancer(original, self, name, *arguments, **named):
             public_ip_auto_assign=balancer.scheme != "internal")
         interface.requester_managed, interface.status, interface.interface_type = True, "in-use", "network_load_balancer"
         balancer.interfaces.append(interface)
-    # Nobody answers for names in here: the address of the first zone stands in for the balancer's.
-    balancer.dns_name = next((one.public_ip or one.private_ip_address for one in balancer.interfaces), balancer.dns_name)
     rig.tell("balancers")
     return balancer
 
