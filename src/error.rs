@@ -78,9 +78,13 @@ impl Error {
     pub fn internal(message: impl Into<String>) -> Self {
         Self::new(Kind::Internal, message)
     }
-    /// Keeps `source` as the cause.
+    /// Keeps `source` as the cause, and its next steps as this error's.
     pub fn because(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
-        self.source = Some(source.into());
+        let source = source.into();
+        let inner = source.downcast_ref::<Error>().map(|error| error.hints.clone()).unwrap_or_default();
+        let new: Vec<String> = inner.into_iter().filter(|hint| !self.hints.contains(hint)).collect();
+        self.hints.extend(new);
+        self.source = Some(source);
         self
     }
     /// Adds a next step for the person who reads this.
@@ -124,5 +128,20 @@ pub trait Context<T> {
 impl<T, E: Into<Box<dyn std::error::Error + Send + Sync>>> Context<T> for std::result::Result<T, E> {
     fn or_fail<M: Into<String>>(self, kind: Kind, message: impl FnOnce() -> M) -> Result<T> {
         self.map_err(|source| Error::new(kind, message()).because(source))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_next_steps_of_a_cause_are_not_lost_on_the_way_up() {
+        let inner = Error::provider("could not create machine/a").hint("grant a role").hint("go on");
+        let outer = Error::provider("could not go on").hint("go on").because(inner).hint("or take it down");
+        assert_eq!(outer.hints(), ["go on", "grant a role", "or take it down"]);
+        assert_eq!(outer.chain(), "could not go on: could not create machine/a");
+        let lost: Result<()> = Err(Error::host("no").hint("look there")).or_fail(Kind::Host, || "could not look");
+        assert_eq!(lost.expect_err("it failed").hints(), ["look there"]);
     }
 }

@@ -201,6 +201,16 @@ impl Session {
         }
     }
 
+    /// Why a run failed, when somebody else has become the writer meanwhile: machines that change hands fail in many ways.
+    pub async fn overtaken(&self, ours: &Epoch, error: Error) -> Error {
+        match self.provider.epochs().read().await {
+            Ok(Some(now)) if now != *ours && error.kind != Kind::Conflict => {
+                Error::conflict(format!("could not go on: {} took cluster {} over", now.owner, self.cluster.name)).because(error)
+            }
+            _ => error,
+        }
+    }
+
     /// Whether the loop inside is the writer.
     pub async fn is_handed_over(&self) -> Result<bool> {
         Ok(handoff::inside(self.provider.epochs()).await?.is_some())

@@ -73,7 +73,7 @@ async fn bring_up(args: &Args, loaded: &Loaded, session: &mut Session, deadline:
             Writer::Us(ours) => {
                 let observed = match world.converge(ours.epoch, deadline, &progress).await {
                     Ok(observed) => observed,
-                    Err(error) => return Err(priced(error, session).await),
+                    Err(error) => return Err(priced(session.overtaken(&ours, error).await, session).await),
                 };
                 session.hand_over(&ours).await?;
                 observed

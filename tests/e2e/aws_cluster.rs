@@ -3,6 +3,7 @@
 
 use crate::harness::text;
 use crate::rig::aws::{Aws, Row, python};
+use crate::rig::kill::actions;
 use crate::rig::operator::Operator;
 use crate::rig::proxy::{Entry, Fault, Rule};
 use serde_json::Value;
@@ -95,7 +96,7 @@ fn repairs_itself(aws: &Aws, operator: &Operator, before: &[Row]) {
             .iter()
             .any(|entry| entry.call.action == "RunInstances" && entry.took_effect() && entry.client.ip().to_string().starts_with("10."))
     });
-    assert!(launched, "the loop made no machine:\n{}", actions(aws));
+    assert!(launched, "the loop made no machine:\n{}", actions(&aws.proxy));
     let deadline = std::time::Instant::now() + Duration::from_secs(90);
     loop {
         let now = operator.kubectl(&node);
@@ -103,19 +104,13 @@ fn repairs_itself(aws: &Aws, operator: &Operator, before: &[Row]) {
         if !now.is_empty() && now != old {
             break;
         }
-        assert!(std::time::Instant::now() < deadline, "worker-2 did not come back:\n{}", actions(aws));
+        assert!(std::time::Instant::now() < deadline, "worker-2 did not come back:\n{}", actions(&aws.proxy));
         std::thread::sleep(Duration::from_millis(300));
     }
     operator.kubectl_ok(&["wait", "--for=condition=Ready", "node/worker-2", "--timeout=90s"]);
     operator.kubectl_ok(&["rollout", "status", "deployment/web", "-n", "shop", "--timeout=90s"]);
     assert!(!instances(aws).contains(&victim));
     assert_single(&ours(aws, before));
-}
-
-pub fn actions(aws: &Aws) -> String {
-    let line = |entry: &crate::rig::proxy::Entry| format!("{} {} {:?} {:?}", entry.client, entry.call.action, entry.fault, entry.status);
-    let ledger = aws.proxy.ledger();
-    ledger.iter().rev().take(60).rev().map(line).collect::<Vec<_>>().join("\n")
 }
 
 /// The operator may do what `kprov iam aws` prints, the loop what its role says, and neither needs more.

@@ -1,8 +1,6 @@
 //! The Google Cloud provider against a fake that is as strict as Google's own documents.
 
-use crate::harness::{Story, text};
-use crate::rig::gcp::estate::Estate;
-use crate::rig::gcp::{Fault, Google, PORT, PROJECT, REGION};
+use crate::rig::gcp::{Fault, Google};
 use kprov::blueprint::Blueprint;
 use kprov::engine::handoff::Epoch;
 use kprov::engine::{Action, Cluster, Door, Id, Inputs, Observed, Phase, Request, Resource, Verb};
@@ -335,54 +333,4 @@ async fn a_denied_call_names_the_permission_and_is_not_repeated() {
     assert_eq!((error.kind, error.hints().len()), (Kind::Provider, 1), "{}", error.chain());
     assert_eq!(google.calls().iter().filter(|call| *call == "compute.networks.insert").count(), 1);
     google.assert_fair();
-}
-
-/// Two kinds of machines and a filesystem; `workers` of the second kind.
-fn on_google(story: &Story, workers: u32) -> String {
-    let text = format!(
-        "apiVersion: kprov.dev/v1
-kind: Blueprint
-metadata: {{name: {name}}}
-spec:
-  provider: gcp
-  access: {{from: [198.18.0.0/15]}}
-  machines:
-    - {{name: control, role: control-plane, count: 1, size: {{cpu: 1, memory: 1Gi, disk: 10Gi}}}}
-    - {{name: worker, role: worker, count: {workers}, size: {{cpu: 1, memory: 1Gi, disk: 10Gi}}}}
-  filesystems:
-    - {{name: media, size: 5Gi}}
-  providers:
-    gcp: {{project: {PROJECT}, region: {REGION}, endpoint: 'http://127.0.0.1:{PORT}'}}
-",
-        name = story.name
-    );
-    story.write("gcp.yaml", &text).display().to_string()
-}
-
-#[test]
-fn a_blueprint_becomes_a_cluster_on_google_whose_loop_adds_machines_and_nothing_stays_after_down() {
-    let story = Story::new("gcp");
-    let estate = Estate::start();
-    let run = |arguments: &[&str]| {
-        let mut command = estate.namespace.command(crate::harness::binary());
-        let output = command.env("KPROV_HOME", story.home()).args(arguments).output().expect("kprov starts");
-        assert!(output.status.success(), "kprov {arguments:?}: {}\n{:?}", text(&output), estate.inner.cloud().violations);
-        text(&output)
-    };
-    let file = on_google(&story, 1);
-    run(&["up", &file, "--yes", "--timeout", "120"]);
-    assert_eq!(estate.machines().len(), 2);
-    run(&["plan", &file, "--exit-code"]);
-
-    let made =
-        |estate: &Estate| estate.inner.cloud().ledger.iter().filter(|line| line.starts_with("insert") && line.contains("/zones/")).count();
-    let before = made(&estate);
-    run(&["up", &on_google(&story, 2), "--yes", "--timeout", "120"]);
-    assert_eq!((estate.machines().len(), made(&estate)), (3, before + 1), "the loop inside made one more");
-
-    std::fs::remove_dir_all(story.home()).expect("the operator's state is lost");
-    run(&["up", &file, "--yes", "--timeout", "120"]);
-    run(&["down", &file, "--yes"]);
-    assert_eq!((estate.machines(), estate.paths()), (Vec::<String>::new(), Vec::<String>::new()), "nothing is left");
-    assert_eq!(estate.inner.cloud().violations, Vec::<String>::new());
 }

@@ -241,9 +241,15 @@ impl<'a> Run<'a> {
         let ends = |error: &Error| error.kind == Kind::Conflict || stop || (is_final(error) && (!self.options.keep_going || stalled > 0));
         let mut failed = applied.failed;
         failed.sort_by_key(|(_, error)| !is_final(error));
-        if let Some((key, error)) = failed.into_iter().find(|(_, error)| ends(error)) {
+        if let Some((key, mut error)) = failed.into_iter().find(|(_, error)| ends(error)) {
             let kind = if error.kind == Kind::Transient { Kind::Timeout } else { error.kind };
-            return Some(Error::new(kind, format!("could not {key}")).because(error));
+            let what = format!("could not {key}");
+            // A door that said the same sentence says it better: with its cause right after it.
+            if error.to_string() != what {
+                error = Error::new(kind, what).because(error);
+            }
+            error.kind = kind;
+            return Some(error);
         }
         stop.then(|| Error::timeout("could not come to rest: the same actions are planned again and again"))
     }

@@ -4,7 +4,7 @@
 //! written last is remembered; whenever that is in doubt, the whole table is written anew.
 
 use super::endpoints::{Port, Protocol};
-use crate::orchestrator::config::Fabric;
+use crate::orchestrator::config::{Fabric, HEALTH_PORT};
 use crate::orchestrator::network::wanted::TUNNEL;
 use ipnet::IpNet;
 use sha2::{Digest, Sha256};
@@ -50,6 +50,10 @@ pub fn ruleset(ports: &[Port], network: &Network) -> Ruleset {
     let mut rules = Ruleset::default();
     for port in ports {
         rules.add_port(port, network);
+    }
+    // A balancer that hands packets over as they are asks for a node's health at its own address, too. A service's own port comes first.
+    for address in ports.iter().flat_map(|port| &port.external_ips) {
+        rules.element(SERVICE_ADDRESSES, format!("{address} . tcp . {HEALTH_PORT}"), "goto health".into());
     }
     rules
 }
@@ -285,6 +289,8 @@ add set {TABLE} {LOCAL_ENDPOINTS} {{ type ipv4_addr . ipv4_addr; }}
 add chain {TABLE} refuse
 add rule {TABLE} refuse meta l4proto tcp reject with tcp reset
 add rule {TABLE} refuse reject
+add chain {TABLE} health
+add rule {TABLE} health meta l4proto tcp redirect to :{HEALTH_PORT}
 add chain {TABLE} services
 add rule {TABLE} services ip daddr . meta l4proto . th dport vmap @{SERVICE_ADDRESSES}
 add rule {TABLE} services ip daddr {node} meta l4proto . th dport vmap @{NODE_PORTS}

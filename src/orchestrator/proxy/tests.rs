@@ -138,7 +138,7 @@ fn local_policy_keeps_traffic_on_its_node_and_drops_where_nobody_serves() {
             "add rule svc-*-shop/web/tcp/80 meta l4proto tcp dnat to numgen random mod 2 map { 0 : 10.244.1.5 . 8080, 1 : 10.244.2.5 . 8080 }",
             "add element local-endpoints { 10.244.1.5 . 10.244.1.5 }",
             "add element node-ports { tcp . 32000 : goto ext-*-shop/web/tcp/80 }",
-            "add element service-addresses { 10.96.0.80 . tcp . 80 : goto local-*-shop/web/tcp/80, 192.0.2.7 . tcp . 80 : goto ext-*-shop/web/tcp/80 }",
+            "add element service-addresses { 10.96.0.80 . tcp . 80 : goto local-*-shop/web/tcp/80, 192.0.2.7 . tcp . 10256 : goto health, 192.0.2.7 . tcp . 80 : goto ext-*-shop/web/tcp/80 }",
         ],
     );
     let script =
@@ -343,6 +343,8 @@ fn packets_reach_services_from_pods_nodes_and_outside() {
     serve(pod1, "10.244.1.11:8080", "one");
     serve(pod2, "10.244.1.12:8080", "two");
     serve(outside, "10.88.0.1:8080", "outside");
+    serve(node, "10.88.0.11:10256", "healthy");
+    sh(&format!("ip -n {outside} route add 192.0.2.7 via 10.88.0.11"));
 
     let spec = |port: u16, more: Value| {
         let mut spec = json!({"type": "NodePort", "ports": [{"port": 80, "nodePort": port}]});
@@ -350,7 +352,7 @@ fn packets_reach_services_from_pods_nodes_and_outside() {
         spec
     };
     let services = [
-        service("both", "10.96.0.80", spec(32000, json!({}))),
+        service("both", "10.96.0.80", spec(32000, json!({"externalIPs": ["192.0.2.7"]}))),
         service("one", "10.96.0.81", spec(32001, json!({"externalTrafficPolicy": "Local"}))),
         service("sticky", "10.96.0.82", spec(32002, json!({"sessionAffinity": "ClientIP"}))),
         service("empty", "10.96.0.83", spec(32003, json!({}))),
@@ -376,6 +378,9 @@ fn packets_reach_services_from_pods_nodes_and_outside() {
     assert_eq!(names(outside, "10.88.0.11:32000"), "one two");
     assert_eq!(names(node, "10.88.0.11:32000"), "one two");
     assert_eq!(names(pod2, "10.88.0.11:32000"), "one two");
+    // By a load balancer's address that no interface has; its health is the node's own word.
+    assert_eq!(names(outside, "192.0.2.7:80"), "one two");
+    assert_eq!(ask(outside, "192.0.2.7:10256"), "healthy 10.88.0.1");
     // One client, one endpoint.
     assert_eq!(names(pod1, "10.96.0.82:80").split(' ').count(), 1);
     // Who asks: pods keep their address, a pod that reaches itself does not, outside is hidden by policy Cluster and kept by Local.

@@ -138,7 +138,8 @@ pub struct Api {
 
 impl Api {
     pub async fn connect(settings: &Settings) -> Result<Api> {
-        let access = Access::of(settings)?;
+        let access = Access::of(settings.endpoint.as_deref())?;
+        let file_access = Access::of(settings.file_endpoint.as_deref())?;
         Ok(Api {
             networks: access.client(compute::Networks::builder()).build().await.or_fail(Kind::Provider, failed)?,
             subnetworks: access.client(compute::Subnetworks::builder()).build().await.or_fail(Kind::Provider, failed)?,
@@ -158,7 +159,7 @@ impl Api {
             machine_types: access.client(compute::MachineTypes::builder()).build().await.or_fail(Kind::Provider, failed)?,
             images: access.client(compute::Images::builder()).build().await.or_fail(Kind::Provider, failed)?,
             projects: access.client(compute::Projects::builder()).build().await.or_fail(Kind::Provider, failed)?,
-            filestore: access.client(CloudFilestoreManager::builder()).build().await.or_fail(Kind::Provider, failed)?,
+            filestore: file_access.client(CloudFilestoreManager::builder()).build().await.or_fail(Kind::Provider, failed)?,
         })
     }
 }
@@ -174,8 +175,8 @@ struct Access {
 }
 
 impl Access {
-    fn of(settings: &Settings) -> Result<Access> {
-        let anonymous = settings.endpoint.as_deref().map(is_anonymous).transpose()?.unwrap_or(false);
+    fn of(endpoint: Option<&str>) -> Result<Access> {
+        let anonymous = endpoint.map(is_anonymous).transpose()?.unwrap_or(false);
         let credentials = if anonymous {
             credentials::anonymous::Builder::new().build()
         } else {
@@ -185,7 +186,7 @@ impl Access {
                     .hint("sign in: gcloud auth application-default login, or set GOOGLE_APPLICATION_CREDENTIALS")
             })?
         };
-        Ok(Access { endpoint: settings.endpoint.clone(), credentials })
+        Ok(Access { endpoint: endpoint.map(str::to_string), credentials })
     }
 
     fn client<F>(&self, builder: ClientBuilder<F, Credentials>) -> ClientBuilder<F, Credentials> {

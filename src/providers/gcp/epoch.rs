@@ -12,7 +12,7 @@ use crate::providers::ownership::Mark;
 use async_trait::async_trait;
 use serde_json::{Value, json};
 
-const KIND: &str = "epoch";
+pub const KIND: &str = "epoch";
 const OWNER: &str = "kprov-epoch-owner";
 
 #[async_trait]
@@ -52,7 +52,7 @@ impl Gcp {
         let mark = Mark::new(&self.cluster, &id, 1);
         let body = json!({
             "name": names::name(&self.cluster, &id),
-            "description": names::description(&mark, &[(OWNER, &next.owner)]),
+            "description": names::description(&mark, &[(OWNER, &next.owner), (names::REGION, &self.settings.region)]),
             "type": "TCP",
             "tcpHealthCheck": {"port": 1},
         });

@@ -81,29 +81,34 @@ pub async fn from_credentials(credentials: &Value) -> Result<Gcp> {
 pub async fn clusters(settings: &providers::Settings) -> Result<Vec<Cluster>> {
     let settings = settings::read(settings)?;
     let api = Api::connect(&settings).await?;
-    let networks = networks(&api, &settings).await?;
-    Ok(networks.iter().filter_map(cluster_of).collect())
+    let traces = traces(&api, &settings).await?;
+    let found: BTreeMap<String, Cluster> = traces.iter().filter_map(cluster_of).map(|cluster| (cluster.uid.clone(), cluster)).collect();
+    Ok(found.into_values().collect())
 }
 
-/// Networks that look like ours, by name; their descriptions decide.
-async fn networks(api: &Api, settings: &Settings) -> Result<Vec<Value>> {
+/// What every cluster has, by name: its writer's record from the first moment to the last, and its network. Their descriptions decide.
+async fn traces(api: &Api, settings: &Settings) -> Result<Vec<Value>> {
     let place = Place { project: &settings.project, region: "", zone: "" };
-    let found = Collection::list(&api.networks, place, "name eq \"kprov-.*\"").await;
-    found.map_err(|failure| failure.error(format!("could not look for clusters in project {}", settings.project)))
+    let filter = "name eq \"kprov-.*\"";
+    let found =
+        futures::try_join!(Collection::list(&api.networks, place, filter), Collection::list(&api.global_health_checks, place, filter));
+    let (networks, epochs) =
+        found.map_err(|failure: Failure| failure.error(format!("could not look for clusters in project {}", settings.project)))?;
+    Ok(networks.into_iter().chain(epochs).collect())
 }
 
-fn cluster_of(network: &Value) -> Option<Cluster> {
-    let texts = names::described(network);
+fn cluster_of(trace: &Value) -> Option<Cluster> {
+    let texts = names::described(trace);
     let uid = texts.get(CLUSTER_UID)?;
-    names::mark(uid, network).filter(|mark| mark.id.kind == NETWORK)?;
+    names::mark(uid, trace).filter(|mark| [NETWORK, epoch::KIND].contains(&mark.id.kind.as_str()))?;
     Some(Cluster { name: texts.get(CLUSTER_NAME)?.clone(), uid: uid.clone() })
 }
 
-/// Where a cluster is, when nothing but its network says so.
+/// Where a cluster is, when nothing but its own things say so.
 async fn region_of(api: &Api, settings: &Settings, cluster: &Cluster) -> Result<Option<String>> {
-    let networks = networks(api, settings).await?;
-    let ours = networks.iter().find(|network| cluster_of(network).is_some_and(|found| found.uid == cluster.uid));
-    Ok(ours.and_then(|network| names::described(network).remove("region")))
+    let traces = traces(api, settings).await?;
+    let mut ours = traces.iter().filter(|trace| cluster_of(trace).is_some_and(|found| found.uid == cluster.uid));
+    Ok(ours.find_map(|trace| names::described(trace).remove(names::REGION)))
 }
 
 impl Gcp {
@@ -191,6 +196,15 @@ impl Provider for Gcp {
 
     fn delivery(&self) -> Delivery {
         Delivery::Address
+    }
+
+    fn price(&self, thing: &Observed) -> Option<f64> {
+        match thing.id.kind.as_str() {
+            MACHINE => sizes::machine_price(thing.spec["machineType"].as_str()?, thing.spec["diskBytes"].as_u64().unwrap_or_default()),
+            FILESYSTEM => Some(sizes::share_price(thing.spec["sizeBytes"].as_u64()?)),
+            LOAD_BALANCER => Some(sizes::BALANCER_PRICE),
+            _ => None,
+        }
     }
 
     /// The records of writers go last, when nothing is left to write about.

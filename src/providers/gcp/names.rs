@@ -8,6 +8,8 @@ use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use uuid::Uuid;
 
+/// In the descriptions of a cluster's network and of its writers' records.
+pub const REGION: &str = "region";
 /// The user that the cluster's public key is for.
 pub const SSH_USER: &str = "kprov";
 /// Google's names: `[a-z]([-a-z0-9]*[a-z0-9])?`, at most this long.

@@ -38,7 +38,10 @@ pub fn observed(uid: &str, thing: &Value, beside: &Beside) -> Option<Observed> {
             let phase = if thing["status"] == "RESERVING" { Phase::Pending } else { Phase::Ready };
             (phase, json!({}), json!({"address": thing["address"]}), vec![])
         }
-        HEALTH_CHECK => (Phase::Ready, json!({"port": thing["tcpHealthCheck"]["port"]}), json!({}), vec![]),
+        HEALTH_CHECK => {
+            let asked = &thing["httpHealthCheck"];
+            (Phase::Ready, json!({"port": asked["port"], "path": asked["requestPath"]}), json!({}), vec![])
+        }
         BACKEND_SERVICE => {
             let zones = backend_zones(thing);
             let groups = zones.iter().map(|zone| Id::new(INSTANCE_GROUP, zone));

@@ -99,7 +99,7 @@ impl Writer<'_> {
         let spec = |field: &'static str| (field, self.action.spec[field].as_str().unwrap_or_default());
         match self.action.id.kind.as_str() {
             MACHINE => vec![spec("role"), spec("group")],
-            NETWORK => vec![("region", self.settings.region.as_str())],
+            NETWORK => vec![(names::REGION, self.settings.region.as_str())],
             _ => Vec::new(),
         }
     }
@@ -189,8 +189,8 @@ impl Writer<'_> {
 
     fn health_check(&self) -> Value {
         json!({
-            "type": "TCP",
-            "tcpHealthCheck": {"port": self.action.spec["port"]},
+            "type": "HTTP",
+            "httpHealthCheck": {"port": self.action.spec["port"], "requestPath": self.action.spec["path"]},
             "checkIntervalSec": 3, "timeoutSec": 3, "healthyThreshold": 1, "unhealthyThreshold": 2,
         })
     }
@@ -280,6 +280,7 @@ mod tests {
             project: "p".into(),
             region: "europe-west1".into(),
             endpoint: None,
+            file_endpoint: None,
             image: "debian-cloud/debian-12".into(),
             machine_types: BTreeMap::new(),
             service_account: "default".into(),

@@ -9,7 +9,7 @@ use crate::engine::{Id, Resource};
 use crate::error::Result;
 use crate::providers::firewall::{self, From, Protocol, Rule};
 use crate::providers::resources::{self as neutral, FILESYSTEM, FilesystemSpec, LOAD_BALANCER, LoadBalancerSpec, MACHINE, MachineSpec};
-use crate::providers::{Context, Delivery};
+use crate::providers::{Context, Delivery, HEALTH_PORT};
 use ipnet::IpNet;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,8 +25,7 @@ pub const BACKEND_SERVICE: &str = "backend-service";
 pub const MACHINES_RANGE: &str = "10.128.0.0/20";
 /// From where Google looks whether a machine behind a passthrough load balancer is well.
 const HEALTH_RANGES: [&str; 3] = ["209.85.152.0/22", "209.85.204.0/22", "35.191.0.0/16"];
-/// The kubelet: what a load balancer without a TCP listener looks at.
-const KUBELET_PORT: u16 = 10250;
+const HEALTH_PATH: &str = "/healthz";
 /// More zones make a cluster no safer, and traffic between zones is paid for.
 const MOST_ZONES: usize = 3;
 
@@ -143,10 +142,8 @@ fn balancer(wish: &Resource, machines: &[Resource]) -> LoadBalancerSpec {
 fn firewalls(access: &Access, balancers: &[LoadBalancerSpec], network: &Id) -> Vec<Resource> {
     let rules = firewall::machines(access, balancers, Delivery::Address);
     let mut all: Vec<Resource> = rules.iter().filter_map(|rule| firewall_rule(rule, network)).collect();
-    let ports: BTreeSet<u16> = balancers.iter().map(health_port).collect();
-    if !ports.is_empty() {
-        let ports: Vec<String> = ports.iter().map(u16::to_string).collect();
-        let spec = json!({"ranges": HEALTH_RANGES, "protocol": "tcp", "ports": ports});
+    if !balancers.is_empty() {
+        let spec = json!({"ranges": HEALTH_RANGES, "protocol": "tcp", "ports": [HEALTH_PORT.to_string()]});
         all.push(resource(Id::new(FIREWALL, "health"), spec, vec![network.clone()], "Google's health checks"));
     }
     all
@@ -190,22 +187,17 @@ fn groups(machines: &[Resource], serving: &[String], network: &Id) -> Vec<Resour
     by_zone.into_iter().map(group).collect()
 }
 
-/// The port that says whether a machine can serve: a probe comes with the load balancer's own address, like every packet.
-fn health_port(spec: &LoadBalancerSpec) -> u16 {
-    spec.listeners.iter().find(|listener| listener.protocol == "TCP").map_or(KUBELET_PORT, |listener| listener.port)
-}
-
 fn balancer_parts(spec: &LoadBalancerSpec, groups: &[Resource], network: &Id) -> Vec<Resource> {
     let id = |kind: &str| Id::new(kind, &spec.name);
     let group_ids: Vec<Id> = groups.iter().map(|group| group.id.clone()).collect();
     let zones: Vec<&str> = group_ids.iter().map(|group| group.name.as_str()).collect();
-    let port = health_port(spec);
     let backends: Vec<Id> = group_ids.iter().cloned().chain([id(HEALTH_CHECK)]).collect();
     let ports: Vec<String> = spec.listeners.iter().map(|listener| format!("{}/{}", listener.port, listener.protocol)).collect();
     let needs = vec![network.clone(), id(ADDRESS), id(BACKEND_SERVICE)];
     vec![
         resource(id(ADDRESS), json!({}), vec![], "static, external"),
-        resource(id(HEALTH_CHECK), json!({"port": port}), vec![], format!("TCP {port}")),
+        // The node's word for whether it serves, whatever the listeners' protocols; asked at the load balancer's own address.
+        resource(id(HEALTH_CHECK), json!({"port": HEALTH_PORT, "path": HEALTH_PATH}), vec![], format!("HTTP {HEALTH_PORT}{HEALTH_PATH}")),
         resource(id(BACKEND_SERVICE), json!({"zones": zones}), backends, zones.join(", ")),
         resource(id(LOAD_BALANCER), json!(spec), needs, format!("passthrough, {}", ports.join(", "))),
     ]
@@ -230,6 +222,7 @@ mod tests {
             project: "p".into(),
             region: "europe-west1".into(),
             endpoint: None,
+            file_endpoint: None,
             image: "debian-cloud/debian-12".into(),
             machine_types: BTreeMap::new(),
             service_account: "default".into(),
@@ -286,7 +279,7 @@ mod tests {
                 "instance-group/europe-west1-b: worker-1",
                 "instance-group/europe-west1-c: worker-2",
                 "address/web: static, external",
-                "health-check/web: TCP 80",
+                "health-check/web: HTTP 10256/healthz",
                 "backend-service/web: europe-west1-b, europe-west1-c",
                 "load-balancer/web: passthrough, 80/TCP, 443/TCP",
             ]

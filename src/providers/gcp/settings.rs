@@ -11,6 +11,9 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 pub const ENDPOINT: &str = "KPROV_GCP_ENDPOINT";
+/// What gcloud reads, too: each API's own.
+const COMPUTE_ENDPOINT: &str = "CLOUDSDK_API_ENDPOINT_OVERRIDES_COMPUTE";
+const FILE_ENDPOINT: &str = "CLOUDSDK_API_ENDPOINT_OVERRIDES_FILE";
 const PROJECT: &str = "GOOGLE_CLOUD_PROJECT";
 const CREDENTIALS: &str = "GOOGLE_APPLICATION_CREDENTIALS";
 const DEFAULT_IMAGE: &str = "debian-cloud/debian-12";
@@ -24,6 +27,9 @@ pub struct Settings {
     pub region: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<String>,
+    /// Filestore's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file_endpoint: Option<String>,
     /// `<project>/<family>`.
     pub image: String,
     /// By machine group.
@@ -71,17 +77,16 @@ fn decide(
             return Err(Error::input(format!("could not use {text:?} as a {what} of Google Cloud: it is not a name")));
         }
     }
-    let endpoint = own.endpoint.or_else(|| variable(ENDPOINT));
-    if let Some(endpoint) = &endpoint {
-        is_anonymous(endpoint)?;
-    }
+    let both = own.endpoint.or_else(|| variable(ENDPOINT));
+    let of_one = |name: &str| both.clone().or_else(|| variable(name)).map(|url| origin(&url)).transpose();
+    let (endpoint, file_endpoint) = (of_one(COMPUTE_ENDPOINT)?, of_one(FILE_ENDPOINT)?);
     let image = own.image.unwrap_or_else(|| DEFAULT_IMAGE.into());
     if image.split('/').filter(|part| is_name(part)).count() != 2 || image.matches('/').count() != 1 {
         return Err(Error::input(format!("could not use image {image:?}"))
             .hint(format!("write <project>/<image family>, e.g. {DEFAULT_IMAGE} or ubuntu-os-cloud/ubuntu-2404-lts-amd64")));
     }
     let service_account = own.service_account.unwrap_or_else(|| "default".into());
-    Ok(Settings { project, region, endpoint, image, machine_types: own.machine_types, service_account })
+    Ok(Settings { project, region, endpoint, file_endpoint, image, machine_types: own.machine_types, service_account })
 }
 
 pub fn no_region() -> Error {
@@ -92,6 +97,13 @@ pub fn no_region() -> Error {
 /// The region that a neutral location means.
 fn region(location: &str) -> &str {
     LOCATIONS.iter().find(|(neutral, _)| *neutral == location).map_or(location, |(_, region)| region)
+}
+
+/// `https://host:port` of an endpoint that may name a path, too, as gcloud's do: the paths are the API's own.
+fn origin(endpoint: &str) -> Result<String> {
+    is_anonymous(endpoint)?;
+    let uri: http::Uri = endpoint.parse().map_err(|_| Error::input(format!("could not use endpoint {endpoint}")))?;
+    Ok(format!("{}://{}", uri.scheme_str().unwrap_or_default(), uri.authority().map_or("", |authority| authority.as_str())))
 }
 
 /// Whether an endpoint is called without credentials: an emulator on this machine. Real credentials never travel unencrypted.
@@ -153,6 +165,20 @@ mod tests {
         check(Gcp::default(), None, &[(PROJECT, "p")], "p", "");
         assert!(decided(Gcp { project: Some("a/../b".into()), ..Gcp::default() }, Some("eu-west"), &[]).is_err());
         assert!(decided(Gcp { image: Some("debian-12".into()), ..Gcp::default() }, Some("eu-west"), &[(PROJECT, "p")]).is_err());
+    }
+
+    #[test]
+    fn each_api_may_have_an_endpoint_of_its_own_as_gcloud_has_it() {
+        let of = |environment: &[(&str, &str)]| {
+            let environment: Vec<_> = environment.iter().copied().chain([(PROJECT, "p")]).collect();
+            let settings = decided(Gcp::default(), Some("eu-west"), &environment).expect("good settings");
+            (settings.endpoint, settings.file_endpoint)
+        };
+        let gcloud = [(COMPUTE_ENDPOINT, "https://compute.example/compute/v1/"), (FILE_ENDPOINT, "http://127.0.0.1:8085/")];
+        assert_eq!(of(&gcloud), (Some("https://compute.example".into()), Some("http://127.0.0.1:8085".into())));
+        assert_eq!(of(&gcloud[..1]), (Some("https://compute.example".into()), None));
+        let one = "http://localhost:1";
+        assert_eq!(of(&[gcloud[0], (ENDPOINT, one)]), (Some(one.into()), Some(one.into())));
     }
 
     #[test]

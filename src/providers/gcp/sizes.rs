@@ -43,6 +43,25 @@ pub fn machine_type(cpu_millis: u64, memory_bytes: u64) -> Result<String> {
     })
 }
 
+/// US dollars an hour as Google's price list has them for its cheapest regions; others cost up to half as much again.
+pub const BALANCER_PRICE: f64 = 0.025;
+const ADDRESS_PRICE: f64 = 0.005;
+const DISK_GIB_PRICE: f64 = 0.10 / HOURS_A_MONTH;
+const SHARE_GIB_PRICE: f64 = 0.16 / HOURS_A_MONTH;
+const HOURS_A_MONTH: f64 = 730.0;
+
+/// A machine with its disk and its address; `None` for types that are not in the table.
+pub fn machine_price(machine_type: &str, disk_bytes: u64) -> Option<f64> {
+    let (_, cpu_millis, memory) = table().into_iter().find(|(name, ..)| name == machine_type)?;
+    let (core, gib) = if machine_type.starts_with("n2-") { (0.0316, 0.0042) } else { (0.0218, 0.0029) };
+    let machine = cpu_millis as f64 / 1000.0 * core + memory as f64 / GI as f64 * gib;
+    Some(machine + (disk_bytes / GI) as f64 * DISK_GIB_PRICE + ADDRESS_PRICE)
+}
+
+pub fn share_price(bytes: u64) -> f64 {
+    (bytes / GI) as f64 * SHARE_GIB_PRICE
+}
+
 /// Whole GiB, and at least what the images need.
 pub fn disk_gib(bytes: u64) -> u64 {
     const SMALLEST: u64 = 10;
@@ -58,6 +77,15 @@ pub fn share_gib(bytes: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_left_there_has_a_price_where_it_is_known() {
+        let cents = |price: f64| (price * 100.0).round();
+        assert_eq!(machine_price("e2-medium", 10 * GI).map(cents), Some(4.0));
+        assert_eq!(machine_price("n2-standard-48", 0).map(cents), Some(233.0));
+        assert_eq!(machine_price("x9-metal", 0), None);
+        assert_eq!(cents(share_price(1024 * GI)), 22.0);
+    }
 
     fn check(cpu_millis: u64, memory_gib: u64, expected: &str) {
         assert_eq!(machine_type(cpu_millis, memory_gib * GI).expect("a type"), expected, "{cpu_millis}m {memory_gib}Gi");

@@ -146,6 +146,11 @@ impl Machines {
         let _ = std::os::unix::fs::symlink(filesystem, self.shared.join(server));
     }
 
+    /// What clients mount of it, below its root.
+    pub fn export(&self, filesystem: &str, share: &str) {
+        fs::create_dir_all(self.shared.join(filesystem).join(share)).expect("the share's folder");
+    }
+
     pub fn unserve_filesystem(&self, server: &str) {
         let _ = fs::remove_file(self.shared.join(server));
     }

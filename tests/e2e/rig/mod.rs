@@ -6,6 +6,7 @@ mod cloud_init;
 pub mod gcp;
 pub mod hosts;
 pub mod http;
+pub mod kill;
 pub mod machines;
 pub mod metadata;
 pub mod namespace;

@@ -1,7 +1,9 @@
 #!/bin/sh
-# Stands in for mount.nfs4, since this kernel may have no NFS: checks what it is told as the real one would, and binds a shared folder.
+# Stands in for mount.nfs4 and mount.nfs, since this kernel may have no NFS: checks what it is told as the real one would, and binds a
+# shared folder.
 # usage: mount.nfs4 SERVER:PATH FOLDER [-o OPTIONS]     (as mount(8) calls it)
-fail() { echo "mount.nfs4: $1" >&2; exit 32; }
+name=$(basename "$0")
+fail() { echo "$name: $1" >&2; exit 32; }
 source=$1
 target=$2
 shift 2
@@ -22,6 +24,7 @@ IFS=,
 for option in $options; do
   case $option in
     rw | ro | hard | noresvport | _netdev | nofail | noatime | nosuid | nodev | nfsvers=4 | nfsvers=4.[012] | vers=4 | vers=4.[012] | minorversion=[012]) ;;
+    nfsvers=3 | vers=3) [ "$name" = mount.nfs ] || fail "an incorrect mount option was specified: $option" ;;
     soft) fail "soft mounts lose writes" ;;
     rsize=* | wsize=* | timeo=* | retrans=* | port=2049 | sec=sys | nconnect=*) ;;
     *) fail "an incorrect mount option was specified: $option" ;;
@@ -38,5 +41,5 @@ if [ -f "/opt/rig/nfs/$server/.etab" ]; then
   entry=$(grep -F "$path  $own(" "/opt/rig/nfs/$server/.etab") || fail "access denied by server while mounting $source"
   case ",$options,$entry" in *,noresvport,*insecure*) ;; *,noresvport,*) fail "Operation not permitted" ;; esac
 fi
-echo "$source $target $options" >>/var/log/mount.nfs4.log
+echo "$source $target $options" >>"/var/log/$name.log"
 exec mount --bind "/opt/rig/nfs/$server$path" "$target"

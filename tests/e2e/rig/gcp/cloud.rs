@@ -1,10 +1,11 @@
 //! The fake's state: things, operations that take their time, request ids, and what refuses what.
 
+use super::fabric::Pools;
 use super::filter::matches;
 use super::schema::Call;
 use super::{rules, shares};
 use serde_json::{Value, json};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
 /// What the real service answers with, and what it wants to be asked within.
@@ -75,10 +76,10 @@ enum Effect {
 pub struct Effects {
     /// By name.
     pub instances: BTreeMap<String, Value>,
-    /// By address: the filesystem's name.
-    pub shares: BTreeMap<String, String>,
-    /// By a load balancer's address: where its packets go.
-    pub routes: BTreeMap<String, BTreeSet<String>>,
+    /// By address: the filesystem's name and its share's.
+    pub shares: BTreeMap<String, (String, String)>,
+    pub pools: Pools,
+    pub guards: Vec<String>,
 }
 
 pub fn refusal(code: u16, reason: &str, message: impl Into<String>) -> Refusal {
@@ -92,6 +93,13 @@ pub fn relative(url: &str) -> &str {
 }
 
 impl Cloud {
+    /// Something that was there before us.
+    pub fn plant(&mut self, path: &str, mut body: Value) {
+        body["name"] = json!(if path.contains("/locations/") { Some(path) } else { path.rsplit('/').next() });
+        body["selfLink"] = json!(format!("{ROOT}{path}"));
+        self.things.insert(path.into(), Thing { body, is_hidden: false, is_busy: false });
+    }
+
     /// Everything whose time has come, happens.
     pub fn pass_time(&mut self) {
         shares::pass_time(self);

@@ -5,6 +5,7 @@
 
 mod cloud;
 pub mod estate;
+mod fabric;
 mod filter;
 mod rules;
 mod schema;
@@ -13,7 +14,6 @@ mod shares;
 pub use cloud::Cloud;
 
 use bytes::Bytes;
-use cloud::Thing;
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -23,7 +23,6 @@ use hyper_util::server::conn::auto;
 use kprov::blueprint::ProviderName;
 use kprov::providers::Settings;
 use parking_lot::{Mutex, MutexGuard};
-use schema::Schema;
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -59,11 +58,12 @@ pub struct Google {
 }
 
 pub struct Inner {
-    schema: Schema,
     cloud: Mutex<Cloud>,
     /// By method, in order; and how many have happened.
     faults: Mutex<Vec<(String, Fault)>>,
     calls: Mutex<Vec<String>>,
+    /// What every call of these methods is answered with, without effect.
+    standing: Mutex<Vec<(String, u16, &'static str)>>,
 }
 
 impl Google {
@@ -107,10 +107,8 @@ impl Google {
     }
 
     /// Something that was there before us.
-    pub fn plant(&self, path: &str, mut body: Value) {
-        body["name"] = json!(path.rsplit('/').next());
-        body["selfLink"] = json!(format!("{}{path}", cloud::ROOT));
-        self.cloud().things.insert(path.into(), Thing { body, is_hidden: false, is_busy: false });
+    pub fn plant(&self, path: &str, body: Value) {
+        self.cloud().plant(path, body);
     }
 
     /// Everything that exists, by path.
@@ -147,7 +145,7 @@ async fn answer(inner: Arc<Inner>, request: Request<Incoming>) -> Result<Respons
     let (verb, uri) = (request.method().to_string(), request.uri().clone());
     let body = request.into_body().collect().await.map_err(std::io::Error::other)?.to_bytes();
     let body: Value = if body.is_empty() { Value::Null } else { serde_json::from_slice(&body).map_err(std::io::Error::other)? };
-    let Some(call) = inner.schema.call(&verb, uri.path(), uri.query().unwrap_or_default(), body) else {
+    let Some(call) = schema::shared().call(&verb, uri.path(), uri.query().unwrap_or_default(), body) else {
         inner.cloud.lock().violations.push(format!("no method {verb} {}", uri.path()));
         return Ok(reply(404, &json!({"error": {"code": 404, "message": "no such method"}})));
     };
@@ -155,8 +153,11 @@ async fn answer(inner: Arc<Inner>, request: Request<Incoming>) -> Result<Respons
     let fault = inner.next_fault(&call.method);
     match fault {
         Some(Fault::LostRequest) => return Err(std::io::Error::other("lost")),
-        Some(Fault::Refused(code, reason)) => return Ok(refused(code, reason)),
+        Some(Fault::Refused(code, reason)) => return Ok(refused(code, reason, &call.method)),
         _ => {}
+    }
+    if let Some((_, code, reason)) = inner.standing.lock().iter().find(|(method, _, _)| call.method.starts_with(method)) {
+        return Ok(refused(*code, reason, &call.method));
     }
     if !call.problems.is_empty() {
         let problems = call.problems.iter().map(|problem| format!("{}: {problem}", call.method));
@@ -181,7 +182,7 @@ async fn answer(inner: Arc<Inner>, request: Request<Incoming>) -> Result<Respons
 impl Inner {
     fn new(by_itself: bool) -> Arc<Inner> {
         let cloud = Mutex::new(Cloud { pace: PACE, by_itself, ..Cloud::default() });
-        Arc::new(Inner { schema: Schema::read(), cloud, faults: Mutex::default(), calls: Mutex::default() })
+        Arc::new(Inner { cloud, faults: Mutex::default(), calls: Mutex::default(), standing: Mutex::default() })
     }
 
     pub fn cloud(&self) -> MutexGuard<'_, Cloud> {
@@ -197,8 +198,15 @@ impl Inner {
     }
 }
 
-fn refused(code: u16, reason: &str) -> Response<Full<Bytes>> {
-    let (code, body) = cloud::refusal(code, reason, format!("refused: {reason}"));
+/// In the words that Google has for it.
+fn refused(code: u16, reason: &str, method: &str) -> Response<Full<Bytes>> {
+    let permission = method.replace(".insert", ".create");
+    let message = match code {
+        401 => "Request had invalid authentication credentials. Expected OAuth 2 access token.".to_string(),
+        403 if reason == "forbidden" => format!("Required '{permission}' permission for 'projects/{PROJECT}'"),
+        _ => format!("refused: {reason}"),
+    };
+    let (code, body) = cloud::refusal(code, reason, message);
     reply(code, &body)
 }
 

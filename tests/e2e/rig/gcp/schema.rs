@@ -5,6 +5,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::io::Read;
+use std::sync::OnceLock;
 
 pub struct Schema {
     services: BTreeMap<String, Service>,
@@ -35,6 +36,12 @@ pub struct Call {
     pub body: Value,
     /// What Google would not have taken.
     pub problems: Vec<String>,
+}
+
+/// The one that all fakes of this process use.
+pub fn shared() -> &'static Schema {
+    static SHARED: OnceLock<Schema> = OnceLock::new();
+    SHARED.get_or_init(Schema::read)
 }
 
 impl Schema {
