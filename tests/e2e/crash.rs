@@ -1,6 +1,6 @@
 //! Killed anywhere, run it again: the real binary, kill -9 right after a step was reported, and what the next run makes of it.
 
-use crate::harness::{Story, assert_gone, http_get, text};
+use crate::harness::{Operated, Story, assert_gone, http_get, text};
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
 

@@ -15,6 +15,54 @@ pub fn require_root() {
     assert!(nix::unistd::geteuid().is_root(), "end-to-end tests make machines: run them as root");
 }
 
+/// Whoever operates the one cluster of a story.
+pub trait Operated {
+    /// kprov, with the operator's state, from where they are.
+    fn command(&self) -> Command;
+
+    fn kubectl_command(&self) -> Command;
+
+    fn kprov(&self, arguments: &[&str]) -> Output {
+        self.command().args(arguments).output().expect("kprov starts")
+    }
+
+    /// Runs and must succeed; its stdout.
+    fn ok(&self, arguments: &[&str]) -> String {
+        let output = self.kprov(arguments);
+        assert!(output.status.success(), "kprov {arguments:?} failed ({}):\n{}", output.status, text(&output));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    fn kubectl(&self, arguments: &[&str]) -> Output {
+        self.kubectl_command().args(arguments).output().expect("kubectl starts")
+    }
+
+    fn kubectl_ok(&self, arguments: &[&str]) -> String {
+        let output = self.kubectl(arguments);
+        assert!(output.status.success(), "kubectl {arguments:?} failed ({}):\n{}", output.status, text(&output));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// A Service of type LoadBalancer for the shop's pods, at port 8081: the address that it gets.
+    fn expose(&self, name: &str) -> String {
+        let name_of = format!("--name={name}");
+        self.kubectl_ok(&[
+            "expose",
+            "deployment",
+            "web",
+            "-n",
+            "shop",
+            &name_of,
+            "--type=LoadBalancer",
+            "--port=8081",
+            "--target-port=8080",
+        ]);
+        let ingress = "jsonpath={.status.loadBalancer.ingress[0].ip}";
+        self.kubectl_ok(&["wait", &format!("service/{name}"), "-n", "shop", &format!("--for={ingress}"), "--timeout=60s"]);
+        self.kubectl_ok(&["get", "service", name, "-n", "shop", "-o", ingress])
+    }
+}
+
 pub struct Story {
     pub name: String,
     folder: tempfile::TempDir,
@@ -53,41 +101,8 @@ impl Story {
         self.write("blueprint.yaml", &renamed)
     }
 
-    pub fn command(&self) -> Command {
-        let mut command = Command::new(binary());
-        command.env("KPROV_HOME", self.home()).stdin(Stdio::null());
-        command
-    }
-
-    pub fn kprov(&self, arguments: &[&str]) -> Output {
-        self.command().args(arguments).output().expect("kprov starts")
-    }
-
-    /// Runs and must succeed; its stdout.
-    pub fn ok(&self, arguments: &[&str]) -> String {
-        let output = self.kprov(arguments);
-        assert!(output.status.success(), "kprov {arguments:?} failed ({}):\n{}", output.status, text(&output));
-        String::from_utf8_lossy(&output.stdout).into_owned()
-    }
-
     pub fn kubeconfig(&self) -> PathBuf {
         self.home().join("clusters/local").join(&self.name).join("kubeconfig")
-    }
-
-    pub fn kubectl(&self, arguments: &[&str]) -> Output {
-        Command::new("kubectl")
-            .arg("--kubeconfig")
-            .arg(self.kubeconfig())
-            .args(arguments)
-            .stdin(Stdio::null())
-            .output()
-            .expect("kubectl starts")
-    }
-
-    pub fn kubectl_ok(&self, arguments: &[&str]) -> String {
-        let output = self.kubectl(arguments);
-        assert!(output.status.success(), "kubectl {arguments:?} failed ({}):\n{}", output.status, text(&output));
-        String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
     /// Who the cluster is, while it exists.
@@ -125,6 +140,20 @@ impl Story {
 /// What is left on this host of a cluster: mounts, links, namespaces, cgroups, processes, files.
 pub fn assert_gone(cluster: &Cluster) {
     assert_eq!(kprov::providers::local::leftovers(cluster), Vec::<String>::new());
+}
+
+impl Operated for Story {
+    fn command(&self) -> Command {
+        let mut command = Command::new(binary());
+        command.env("KPROV_HOME", self.home()).stdin(Stdio::null());
+        command
+    }
+
+    fn kubectl_command(&self) -> Command {
+        let mut command = Command::new("kubectl");
+        command.arg("--kubeconfig").arg(self.kubeconfig()).stdin(Stdio::null());
+        command
+    }
 }
 
 impl Drop for Story {

@@ -1,6 +1,6 @@
 //! The main job: blueprint -> running cluster -> hand-off -> gone, judged by kubectl and by what is left on the host.
 
-use crate::harness::{Story, assert_gone, http_get, text};
+use crate::harness::{Operated, Story, assert_gone, http_get, text};
 use serde_json::Value;
 
 fn json(text: &str) -> Value {
@@ -164,20 +164,7 @@ fn two_clusters_side_by_side_do_not_disturb_each_other() {
 fn a_service_of_type_load_balancer_gets_one_from_the_provider_and_gives_it_back() {
     let story = Story::new("balancer");
     story.ok(&["up", story.example().to_str().expect("path"), "--yes"]);
-    story.kubectl_ok(&[
-        "expose",
-        "deployment",
-        "web",
-        "-n",
-        "shop",
-        "--name=public",
-        "--type=LoadBalancer",
-        "--port=8081",
-        "--target-port=8080",
-    ]);
-    let ingress = "jsonpath={.status.loadBalancer.ingress[0].ip}";
-    story.kubectl_ok(&["wait", "service/public", "-n", "shop", &format!("--for={ingress}"), "--timeout=60s"]);
-    let address = story.kubectl_ok(&["get", "service", "public", "-n", "shop", "-o", ingress]);
+    let address = story.expose("public");
     assert!(http_get(&format!("{address}:8081"), "/").expect("it answers").contains("Hello from web-"));
     let plan = story.kprov(&["plan", story.example().to_str().expect("path"), "--exit-code"]);
     assert_eq!(plan.status.code(), Some(0), "what a Service asked for is not drift: {}", text(&plan));

@@ -11,7 +11,7 @@ use std::process::{Child, Command, Stdio};
 
 pub const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const MACHINE: &str = include_str!("machine.sh");
-const SYSTEMD: &str = include_str!("systemd.sh");
+const SYSTEMD: &str = concat!(include_str!("../rig/root.sh"), include_str!("systemd.sh"));
 
 /// A machine on 127.0.0.1 of the calling thread's own network namespace; gone with everything in it when dropped.
 pub struct Machine {
@@ -50,7 +50,12 @@ impl Machine {
                     exec unshare --mount --pid --ipc --uts --cgroup --fork --kill-child sh -c \"$SCRIPT\"";
         let groups: Vec<_> = machine.cgroups.iter().map(|path| path.display().to_string()).collect();
         let mut command = Command::new("sh");
-        command.args(["-c", join]).env("FOLDER", machine.folder.path()).env("SCRIPT", SYSTEMD).env("GROUPS_OF_MACHINE", groups.join(" "));
+        command
+            .args(["-c", join])
+            .env("FOLDER", machine.folder.path())
+            .env("DATA", machine.folder.path().join("var"))
+            .env("SCRIPT", SYSTEMD)
+            .env("GROUPS_OF_MACHINE", groups.join(" "));
         machine.process = Some(command.stdin(Stdio::null()).spawn().unwrap());
         machine
     }

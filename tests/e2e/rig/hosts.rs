@@ -2,13 +2,13 @@
 
 use super::machines::{Machines, Spec};
 use super::namespace::{BRIDGE, Namespace};
-use crate::harness::{binary, require_root, text};
+use crate::harness::{Operated, binary, require_root};
 use kprov::blueprint::ProviderName;
 use kprov::providers::Settings;
 use std::io::{BufRead, BufReader};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Stdio};
 
 /// The network behind the router.
 const BEYOND: [u8; 3] = [10, 98, 0];
@@ -224,13 +224,6 @@ impl Hosts {
         path
     }
 
-    pub fn command(&self) -> Command {
-        let mut command = if self.at_home { self.command_at_home() } else { self.namespace.command(binary()) };
-        command.env("KPROV_HOME", self.home()).env_remove("SSH_AUTH_SOCK").stdin(Stdio::null());
-        command.envs(self.agent.iter().map(|agent| ("SSH_AUTH_SOCK", &agent.socket)));
-        command
-    }
-
     /// From now on the operator's own ssh knows the hosts, and only their agent has the key.
     pub fn use_agent(&mut self) {
         self.at_home = true;
@@ -269,16 +262,6 @@ impl Hosts {
         command
     }
 
-    pub fn kprov(&self, arguments: &[&str]) -> Output {
-        self.command().args(arguments).output().expect("kprov starts")
-    }
-
-    pub fn ok(&self, arguments: &[&str]) -> String {
-        let output = self.kprov(arguments);
-        assert!(output.status.success(), "kprov {arguments:?} failed ({}):\n{}", output.status, text(&output));
-        String::from_utf8_lossy(&output.stdout).into_owned()
-    }
-
     /// A command that has just said its `count`-th line with `word`. Whatever else it says is read and dropped.
     pub fn begun(&self, arguments: &[&str], word: &str, count: usize) -> (Child, usize) {
         let mut child = self.command().args(arguments).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("kprov starts");
@@ -294,18 +277,6 @@ impl Hosts {
         child.kill().expect("kill");
         child.wait().expect("the process ends");
         assert_eq!(seen, count, "the moment to kill at never came");
-    }
-
-    pub fn kubectl(&self, arguments: &[&str]) -> Output {
-        let kubeconfig = self.home().join("clusters/ssh").join(&self.name).join("kubeconfig");
-        let mut command = self.namespace.command("kubectl");
-        command.arg("--kubeconfig").arg(kubeconfig).args(arguments).output().expect("kubectl starts")
-    }
-
-    pub fn kubectl_ok(&self, arguments: &[&str]) -> String {
-        let output = self.kubectl(arguments);
-        assert!(output.status.success(), "kubectl {arguments:?} failed ({}):\n{}", output.status, text(&output));
-        String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
     pub fn http_get(&self, address: &str, path: &str) -> std::io::Result<String> {
@@ -325,6 +296,16 @@ impl Hosts {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
+    pub fn has_address(&self, host: &str, address: &str) -> bool {
+        !self.machines.inside(host, &format!("ip -4 -o addr show to {address}")).stdout.is_empty()
+    }
+
+    /// STOP: as if it hung. CONT: as if nothing had been.
+    pub fn signal_agent(&self, host: &str, signal: &str) {
+        let find = "for p in /proc/[0-9]*; do tr '\\0' ' ' <$p/cmdline 2>/dev/null | grep -q '^/usr/local/bin/kprov agent' && kill -SIGNAL ${p#/proc/}; done; true";
+        self.machines.inside(host, &find.replace("SIGNAL", signal));
+    }
+
     /// For what nobody tells: the loop inside does it when it comes to it.
     pub fn until(&self, mut is_so: impl FnMut() -> bool) {
         let begin = std::time::Instant::now();
@@ -336,6 +317,21 @@ impl Hosts {
 
     pub fn inventories(&self) -> Vec<String> {
         self.hosts.iter().map(|host| self.inventory(&host.name)).collect()
+    }
+}
+
+impl Operated for Hosts {
+    fn command(&self) -> Command {
+        let mut command = if self.at_home { self.command_at_home() } else { self.namespace.command(binary()) };
+        command.env("KPROV_HOME", self.home()).env_remove("SSH_AUTH_SOCK").stdin(Stdio::null());
+        command.envs(self.agent.iter().map(|agent| ("SSH_AUTH_SOCK", &agent.socket)));
+        command
+    }
+
+    fn kubectl_command(&self) -> Command {
+        let mut command = self.namespace.command("kubectl");
+        command.arg("--kubeconfig").arg(self.home().join("clusters/ssh").join(&self.name).join("kubeconfig"));
+        command
     }
 }
 

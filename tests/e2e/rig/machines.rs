@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Arc, Mutex};
 
-const SCRIPT: &str = include_str!("machine.sh");
+const SCRIPT: &str = concat!(include_str!("root.sh"), include_str!("machine.sh"));
 const MOUNT_HELPER: &str = include_str!("mount_nfs4.sh");
 
 /// What a cloud knows of a machine when it starts it.
@@ -169,7 +169,7 @@ impl Machines {
     fn boot(&self, spec: &Spec, folder: &Path, group: Group) -> io::Result<(Child, ChildStdin, BufReader<std::process::ChildStdout>)> {
         let mut command = Command::new("unshare");
         command.args(["--mount", "--pid", "--ipc", "--uts", "--net", "--cgroup", "--fork", "--kill-child", "sh", "-c", SCRIPT]);
-        command.env("FOLDER", folder).env("SHARED", &self.shared).env("ADDRESS", spec.address.to_string());
+        command.env("FOLDER", folder).env("DATA", folder.join("data")).env("SHARED", &self.shared).env("ADDRESS", spec.address.to_string());
         command.env("PREFIX", spec.subnet.prefix_len().to_string()).env("GATEWAY", gateway(spec.subnet).to_string());
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         command.stderr(File::create(folder.join("boot.log"))?);

@@ -1,7 +1,7 @@
 //! Killed at any step, or two at once: one more run and it is right, and nothing is left behind.
 
 use super::assert_same;
-use crate::harness::text;
+use crate::harness::{Operated, text};
 use crate::rig::hosts::Hosts;
 
 fn two_hosts(name: &str) -> Hosts {

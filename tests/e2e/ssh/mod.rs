@@ -5,7 +5,7 @@ mod networks;
 mod shares;
 mod ways;
 
-use crate::harness::text;
+use crate::harness::{Operated, text};
 use crate::rig::hosts::Hosts;
 use kprov::engine::Cluster;
 use kprov::providers::ssh::Machines;
@@ -154,30 +154,14 @@ fn a_load_balancers_address_moves_to_another_machine_when_its_own_dies() {
     let file = file.to_str().expect("path");
     let up = json(&hosts.ok(&["up", file, "--yes", "-o", "json"]));
     assert_eq!(up["loadBalancers"][0]["address"], "10.99.0.200");
-    let has = |host: &str| {
-        String::from_utf8_lossy(&hosts.machines.inside(host, "ip -4 -o addr show to 10.99.0.200").stdout).contains("10.99.0.200")
-    };
+    let has = |host: &str| hosts.has_address(host, "10.99.0.200");
     let holders: Vec<&str> = ["host-11", "host-12", "host-13"].into_iter().filter(|host| has(host)).collect();
     assert_eq!(holders.len(), 1, "one machine has it: {holders:?}");
-    hosts.kubectl_ok(&[
-        "expose",
-        "deployment",
-        "web",
-        "-n",
-        "shop",
-        "--name=public",
-        "--type=LoadBalancer",
-        "--port=8081",
-        "--target-port=8080",
-    ]);
-    let ingress = "jsonpath={.status.loadBalancer.ingress[0].ip}";
-    hosts.kubectl_ok(&["wait", "service/public", "-n", "shop", &format!("--for={ingress}"), "--timeout=60s"]);
-    assert_eq!(hosts.kubectl_ok(&["get", "service", "public", "-n", "shop", "-o", ingress]), "10.99.0.201");
+    assert_eq!(hosts.expose("public"), "10.99.0.201");
     hosts.kubectl_ok(&["delete", "service", "public", "-n", "shop", "--timeout=60s"]);
 
     // Its agent alone dies: the machine goes on serving what it knows, and the other takes the address.
-    let agent = "for p in /proc/[0-9]*; do tr '\\0' ' ' <$p/cmdline 2>/dev/null | grep -q '^/usr/local/bin/kprov agent' && kill -STOP ${p#/proc/}; done; true";
-    hosts.machines.inside(holders[0], agent);
+    hosts.signal_agent(holders[0], "STOP");
     let begin = std::time::Instant::now();
     let other = ["host-12", "host-13"].into_iter().find(|host| *host != holders[0]).expect("another worker");
     while !has(other) {
@@ -187,7 +171,7 @@ fn a_load_balancers_address_moves_to_another_machine_when_its_own_dies() {
     eprintln!("the address moved within {:?}", begin.elapsed());
     let answer = hosts.http_get("10.99.0.200:80", "/").expect("it answers from its new place");
     assert!(answer.contains("Hello from web-"), "{answer}");
-    hosts.machines.inside(holders[0], &agent.replace("STOP", "CONT"));
+    hosts.signal_agent(holders[0], "CONT");
     hosts.ok(&["down", file, "--yes"]);
     assert_same(&before, &hosts.inventories());
 }

@@ -1,6 +1,7 @@
 //! Machines with a router between them.
 
 use super::{assert_same, json};
+use crate::harness::Operated;
 use crate::rig::hosts::Hosts;
 
 #[test]
@@ -26,17 +27,13 @@ fn machines_beyond_a_router_serve_too_and_an_address_stays_on_its_own_link() {
     let files = "ls /var/lib/kprov/filesystems/media/*";
     hosts.until(|| String::from_utf8_lossy(&hosts.machines.inside("host-94", files).stdout).matches(".replica").count() == 3);
 
-    let has = |host: &str| !hosts.machines.inside(host, "ip -4 -o addr show to 10.99.0.200").stdout.is_empty();
-    let agent = |host: &str, signal: &str| {
-        let find = "for p in /proc/[0-9]*; do tr '\\0' ' ' <$p/cmdline 2>/dev/null | grep -q '^/usr/local/bin/kprov agent' && kill -SIGNAL ${p#/proc/}; done; true";
-        hosts.machines.inside(host, &find.replace("SIGNAL", signal));
-    };
+    let has = |host: &str| hosts.has_address(host, "10.99.0.200");
     let (holder, other) = if has("host-92") { ("host-92", "host-93") } else { ("host-93", "host-92") };
     assert!(has(holder) && !has("host-94"));
-    agent(holder, "STOP");
+    hosts.signal_agent(holder, "STOP");
     hosts.until(|| has(other));
     assert!(!has("host-94"), "nobody hears it beyond the router");
-    agent(holder, "CONT");
+    hosts.signal_agent(holder, "CONT");
     hosts.ok(&["down", file, "--yes"]);
     assert_same(&before, &hosts.inventories());
 }

@@ -1,6 +1,7 @@
 //! A folder of one machine, mounted by all of them and by nobody else.
 
 use super::assert_same;
+use crate::harness::Operated;
 use crate::rig::hosts::Hosts;
 
 /// The NFS server's own table.

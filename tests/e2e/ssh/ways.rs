@@ -1,7 +1,7 @@
 //! The ways into hosts: agents, fingerprints, changed keys, many at once; and which host becomes which machine.
 
 use super::assert_same;
-use crate::harness::text;
+use crate::harness::{Operated, text};
 use crate::rig::hosts::Hosts;
 
 #[test]
