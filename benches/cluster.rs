@@ -2,14 +2,21 @@
 //!
 //! Each figure is printed as minimum, median and maximum over its runs; ratios between two machines need both run on the same day.
 
+use k8s_openapi::api::core::v1::Pod;
+use kprov::bootstrap::trust::Trust;
+use kprov::orchestrator::client::{Client, Delete, Informer, Selector, https};
+use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
+use tokio_util::sync::CancellationToken;
 
 const RUNS: usize = 5;
 const PODS: usize = 20;
 /// After this long without anything to do, a cluster is idle: leases still tick.
 const IDLE: Duration = Duration::from_secs(15);
+/// For one pod; the image is there.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn main() {
     // `cargo bench -- --list` and test runners ask every bench for its tests: this one has none.
@@ -62,42 +69,21 @@ impl Bench {
         started.elapsed()
     }
 
-    fn kubectl(&self, arguments: &[&str]) -> String {
-        let kubeconfig = self.folder.path().join("home/clusters/local/bench/kubeconfig");
-        let output = Command::new("kubectl").arg("--kubeconfig").arg(kubeconfig).args(arguments).output().expect("kubectl starts");
-        assert!(output.status.success(), "kubectl {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8_lossy(&output.stdout).into_owned()
+    /// The API as administrator, with what `up` wrote into the operator's folder.
+    fn client(&self) -> Client {
+        let folder = self.folder.path().join("home/clusters/local/bench");
+        let trust = Trust::load(&folder.join("pki"), SystemTime::now()).expect("keys").expect("keys are there");
+        let kubeconfig = std::fs::read_to_string(folder.join("kubeconfig")).expect("a kubeconfig");
+        let server = kubeconfig.lines().find_map(|line| line.trim().trim_start_matches("- ").strip_prefix("server:")).expect("a server");
+        let server = server.trim().trim_matches('"');
+        https::connect(server, &trust.ca.certificate, &trust.admin.certificate, &trust.admin.key).expect("a client")
     }
 
-    /// From the API's own clock: creationTimestamp has whole seconds only, so the pods' annotations carry the client's send time and a
-    /// watch tells when each was first seen Running.
+    /// Create to Running as a watch sees it, one pod after the other: a kubectl per step would mostly measure kubectl's own start.
     fn pods(&self) {
-        let mut times = Vec::new();
-        for number in 0..PODS {
-            let name = format!("bench-{number}");
-            let started = Instant::now();
-            self.kubectl(&[
-                "run",
-                &name,
-                "--image=kprov.dev/kprov:latest",
-                "--image-pull-policy=IfNotPresent",
-                "--restart=Never",
-                "--",
-                "pause",
-            ]);
-            self.kubectl(&["wait", &format!("pod/{name}"), "--for=jsonpath={.status.phase}=Running", "--timeout=60s"]);
-            times.push(started.elapsed());
-        }
-        print("pod create to Running, two kubectl calls included", &mut times);
-        let mut calls: Vec<Duration> = (0..PODS)
-            .map(|_| {
-                let started = Instant::now();
-                self.kubectl(&["get", "pod", "bench-0", "-o", "name"]);
-                started.elapsed()
-            })
-            .collect();
-        print("one kubectl call", &mut calls);
-        self.kubectl(&["delete", "pods", "--all", "--now", "--wait=false"]);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let mut times = runtime.block_on(pods_seen_running(&self.client()));
+        print("pod create to Running, by watch", &mut times);
     }
 
     fn memory(&self) {
@@ -107,6 +93,35 @@ impl Bench {
             println!("{role} idle RSS: {:?} MB", sizes.iter().map(|bytes| bytes / 1_000_000).collect::<Vec<_>>());
         }
     }
+}
+
+async fn pods_seen_running(client: &Client) -> Vec<Duration> {
+    let cancel = CancellationToken::new();
+    let pods = Informer::<Pod>::start_in(client.clone(), "default", Selector::all(), &cancel);
+    pods.synced().await;
+    let mut changed = pods.changed();
+    let mut times = Vec::new();
+    for number in 0..PODS {
+        let name = format!("bench-{number}");
+        let image = "kprov.dev/kprov:latest";
+        let container = json!({"name": "pause", "image": image, "imagePullPolicy": "IfNotPresent", "args": ["pause"]});
+        let pod = json!({"metadata": {"name": name}, "spec": {"restartPolicy": "Never", "containers": [container]}});
+        let started = Instant::now();
+        client.create::<Pod>("default", &pod).await.expect("a pod is created");
+        while !pods.get("default", &name).is_some_and(|pod| is_running(&pod)) {
+            tokio::time::timeout(PATIENCE, changed.wait()).await.expect("the pod runs within a minute");
+        }
+        times.push(started.elapsed());
+    }
+    for number in 0..PODS {
+        client.delete::<Pod>("default", &format!("bench-{number}"), &Delete::default()).await.expect("a pod is deleted");
+    }
+    cancel.cancel();
+    times
+}
+
+fn is_running(pod: &Pod) -> bool {
+    pod.status.as_ref().is_some_and(|status| status.phase.as_deref() == Some("Running"))
 }
 
 /// VmRSS of every process that runs `kprov <role>`, in bytes. Machines' processes are visible on the host.

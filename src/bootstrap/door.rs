@@ -98,6 +98,11 @@ impl Door for HostDoor {
         &[HOST]
     }
 
+    /// Each waits for its own machine most of the time; handshakes and uploads are bounded where they are made.
+    fn at_once(&self) -> usize {
+        64
+    }
+
     async fn observe(&self, known: &[Observed]) -> Result<Vec<Observed>> {
         self.observer.observe(known).await
     }

@@ -7,9 +7,11 @@
 //! ```
 //! A process may be killed between any two steps: the record always names exactly one owner, and the next run goes on from it.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
 
 /// The owner's name of the loop inside the cluster; command lines are `cli:<host>:<pid>`.
 pub const CLUSTER: &str = "cluster";
@@ -69,14 +71,32 @@ pub fn next(wish: Wish, current: Option<&Epoch>, me: &str) -> Move {
 /// Contenders before giving up: each lost swap means that somebody else won one, so more than this is a fight, not a race.
 const LOST_SWAPS: u32 = 8;
 
+/// Longer than a throttling window, shorter than a person's patience: a call that was sent away or lost is made again for so long.
+const PATIENCE: Duration = Duration::from_secs(60);
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// Reads and swaps may be repeated by anybody at any time.
+async fn patiently<T>(mut call: impl AsyncFnMut() -> Result<T>) -> Result<T> {
+    let (give_up, mut pause) = (Instant::now() + PATIENCE, FIRST_PAUSE);
+    loop {
+        match call().await {
+            Err(error) if error.kind == Kind::Transient && Instant::now() + pause < give_up => {}
+            end => return end,
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
 /// Becomes the writer, or learns that the loop inside is.
 pub async fn take(store: &dyn EpochStore, wish: Wish, me: &str) -> Result<Writer> {
     for _ in 0..LOST_SWAPS {
-        let current = store.read().await?;
+        let current = patiently(async || store.read().await).await?;
         match next(wish, current.as_ref(), me) {
             Move::Done(writer) => return Ok(writer),
             Move::Swap(epoch) => {
-                if store.swap(current.as_ref(), &epoch).await? {
+                if patiently(async || store.swap(current.as_ref(), &epoch).await).await? {
                     return Ok(Writer::Us(epoch));
                 }
             }
@@ -89,7 +109,8 @@ pub async fn take(store: &dyn EpochStore, wish: Wish, me: &str) -> Result<Writer
 /// Gives the cluster to its own loop. The blueprint must be inside before: from this swap on, only the loop acts.
 pub async fn give(store: &dyn EpochStore, ours: &Epoch) -> Result<Epoch> {
     let theirs = Epoch { epoch: ours.epoch + 1, owner: CLUSTER.into() };
-    if store.swap(Some(ours), &theirs).await? || store.read().await?.as_ref() == Some(&theirs) {
+    let given = patiently(async || store.swap(Some(ours), &theirs).await).await?;
+    if given || patiently(async || store.read().await).await?.as_ref() == Some(&theirs) {
         return Ok(theirs);
     }
     Err(Error::conflict("could not hand the cluster over: another writer took it").hint("is another `kprov` at work on this cluster?"))
@@ -172,7 +193,7 @@ mod tests {
         Ok(())
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn killed_at_any_step_there_is_one_owner_and_the_next_run_goes_on() {
         for effect_first in [false, true] {
             for steps in 0..6 {
@@ -193,7 +214,7 @@ mod tests {
         }
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_command_line_that_lost_the_cluster_cannot_give_it_away() {
         let store = Record::default();
         let Writer::Us(first) = take(&store, Wish::Act, "cli:a:1").await.expect("a writer") else { panic!("nobody is inside") };

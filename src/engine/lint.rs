@@ -123,12 +123,14 @@ fn last_control_plane(plan: &Plan, desired: &[Resource], observed: &[Observed]) 
 }
 
 fn unasked(plan: &Plan, desired: &[Resource], observed: &[Observed]) -> Vec<Refusal> {
+    let wishes: BTreeMap<&Id, &Resource> = desired.iter().map(|wish| (&wish.id, wish)).collect();
+    let things = by_id(observed);
+    let made: BTreeSet<&Id> = plan.actions.iter().filter(|action| action.verb == Verb::Create).map(|action| &action.id).collect();
     let wanted = |action: &Action| {
-        let wish = desired.iter().find(|wish| wish.id == action.id)?;
-        let things: Vec<&Observed> = observed.iter().filter(|thing| thing.id == action.id).collect();
+        let wish = wishes.get(&action.id)?;
+        let things = things.get(&action.id)?;
         let thing = things.iter().find(|thing| Some(&thing.handle) == action.handle.as_ref())?;
-        let machine_remade = action.id.kind == HOST
-            && plan.actions.iter().any(|other| other.verb == Verb::Create && other.id == Id::new(MACHINE, &action.id.name));
+        let machine_remade = action.id.kind == HOST && made.contains(&Id::new(MACHINE, &action.id.name));
         let fixed = difference(&wish.spec, &thing.spec)
             .iter()
             .any(|difference| difference.path.first().is_some_and(|field| wish.replace_on.contains(field)));
@@ -139,11 +141,18 @@ fn unasked(plan: &Plan, desired: &[Resource], observed: &[Observed]) -> Vec<Refu
 }
 
 fn not_ours(plan: &Plan, observed: &[Observed]) -> Vec<Refusal> {
+    let things = by_id(observed);
     let known = |action: &Action| match &action.handle {
         None => action.verb == Verb::Create,
-        Some(handle) => observed.iter().any(|thing| thing.id == action.id && thing.handle == *handle),
+        Some(handle) => things.get(&action.id).is_some_and(|things| things.iter().any(|thing| thing.handle == *handle)),
     };
     plan.actions.iter().filter(|action| !known(action)).map(|action| Refusal::NotOurs(action.key())).collect()
+}
+
+fn by_id(observed: &[Observed]) -> BTreeMap<&Id, Vec<&Observed>> {
+    let mut things: BTreeMap<&Id, Vec<&Observed>> = BTreeMap::new();
+    observed.iter().for_each(|thing| things.entry(&thing.id).or_default().push(thing));
+    things
 }
 
 #[cfg(test)]

@@ -215,6 +215,14 @@ pub fn token(cluster_uid: &str, id: &Id, generation: u32) -> String {
 /// How far an action is, for people: one short line, replaced by the next.
 pub type Progress<'a> = &'a (dyn Fn(&str) + Send + Sync);
 
+/// A rate that the receiver's owner documents: so many of one bucket at once, then so many per second.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Pace {
+    pub bucket: &'static str,
+    pub burst: u32,
+    pub per_second: f64,
+}
+
 /// The only place where effects happen: a provider, the hosts over SSH, the cluster's own API. Owns the kinds it names.
 #[async_trait]
 pub trait Door: Send + Sync {
@@ -225,6 +233,17 @@ pub trait Door: Send + Sync {
     /// "not found" means "not yet".
     fn settle(&self) -> Duration {
         Duration::ZERO
+    }
+
+    /// How many requests it carries at once. The default: a local cloud starts so many machines on two cores.
+    fn at_once(&self) -> usize {
+        16
+    }
+
+    /// How fast such requests may follow each other; `None` where nobody limits them.
+    fn pace(&self, request: &Request) -> Option<Pace> {
+        let _ = request;
+        None
     }
 
     /// Everything of this cluster behind the door, found by our tag alone. `known` is what doors asked earlier have seen (the engine

@@ -1,5 +1,6 @@
 //! Carrying out one plan: each action as soon as what it waits for is done, never in waves.
 
+use super::queue::Queue;
 use super::{Bug, Run, retry};
 use crate::engine::event::Event;
 use crate::engine::journal::State;
@@ -34,28 +35,25 @@ impl Run<'_> {
     pub(super) async fn apply(&self, plan: &Plan, observed: &[Observed]) -> Applied {
         let inputs = Mutex::new(inputs(observed));
         let said: Mutex<BTreeMap<Key, String>> = Mutex::default();
-        let mut open: Vec<&Action> = plan.actions.iter().collect();
+        let mut queue = Queue::new(&plan.actions);
         let mut applied = Applied::default();
         let mut in_flight: BTreeMap<usize, usize> = BTreeMap::new();
         let mut flying = FuturesUnordered::new();
         loop {
-            let (mut ready, mut blocked): (Vec<_>, Vec<_>) = open
-                .into_iter()
-                .partition(|action| self.may_start(&applied) && action.after.iter().all(|key| applied.finished.contains(key)));
+            let mut ready = if self.may_start(&applied) { queue.ready() } else { Vec::new() };
             if self.options.shuffle {
                 ready.shuffle(&mut *self.random.lock());
             }
-            for action in ready {
+            for place in ready {
+                let action = queue.action(place);
                 let door = self.door_number(&action.id);
                 let count = in_flight.entry(door).or_default();
-                if *count < self.options.concurrency {
+                if *count < self.at_once(door) {
                     *count += 1;
+                    queue.start(place);
                     flying.push(self.carry_out(action, door, &inputs, &said));
-                } else {
-                    blocked.push(action);
                 }
             }
-            open = blocked;
             tokio::select! {
                 biased;
                 _ = retry::until(self.deadline) => {
@@ -66,6 +64,9 @@ impl Run<'_> {
                     let Some((action, door, end)) = next else { break };
                     *in_flight.entry(door).or_default() -= 1;
                     said.lock().remove(&action.key());
+                    if end.is_ok() {
+                        queue.finished(&action.key());
+                    }
                     self.note(action, end, &mut applied);
                 }
             }
@@ -73,7 +74,7 @@ impl Run<'_> {
         if self.options.cancel.is_cancelled() && applied.stopped.is_none() {
             applied.stopped = Some(retry::interrupted());
         }
-        for action in open {
+        for action in queue.not_started() {
             (self.events)(Event::Waiting { key: action.key(), why: why_not_started(action, &applied) });
         }
         applied
@@ -85,7 +86,11 @@ impl Run<'_> {
         !self.options.cancel.is_cancelled() && !applied.failed.iter().any(|(_, error)| ends(error))
     }
 
-    fn door_number(&self, id: &Id) -> usize {
+    pub(super) fn at_once(&self, door: usize) -> usize {
+        self.options.concurrency.or_else(|| self.doors.get(door).map(|door| door.at_once())).unwrap_or(1)
+    }
+
+    pub(super) fn door_number(&self, id: &Id) -> usize {
         self.doors.iter().position(|door| door.kinds().contains(&id.kind.as_str())).unwrap_or_default()
     }
 
@@ -127,7 +132,7 @@ impl Run<'_> {
         let door = self.door(&action.id)?;
         let mut action = action.clone();
         for _ in 0..SPENT_GENERATIONS {
-            let request = Request { epoch: self.epoch(), ..door.render(&action, &inputs.lock().clone())? };
+            let request = Request { epoch: self.epoch(), ..door.render(&action, &inputs.lock())? };
             let thing = self.journaled(door, &action, request, said).await?;
             let mut inputs = inputs.lock();
             match (action.verb, thing) {
@@ -208,6 +213,9 @@ impl Run<'_> {
             let pause_milliseconds = pause.as_millis() as u64;
             (self.events)(Event::Retrying { key: key.clone(), attempt, pause_milliseconds, error: error.chain() });
         };
+        if let Some(pace) = door.pace(request) {
+            self.paced(&pace).await;
+        }
         let end = self.in_time(self.retrying(call, retry)).await;
         if action.verb != Verb::Await {
             self.note_effect();

@@ -42,6 +42,8 @@ pub(crate) enum Bug {
     OneRoundIsEnough,
     /// What is broken is deleted and made again.
     BrokenIsReplaced,
+    /// The epoch goes to the cluster before its blueprint is inside (the simulation does that).
+    GivenBeforeWritten,
 }
 
 impl Bug {

@@ -3,6 +3,8 @@
 mod apply;
 mod bug;
 mod look;
+mod pace;
+mod queue;
 mod report;
 mod retry;
 mod settle;
@@ -21,7 +23,7 @@ use apply::Applied;
 use parking_lot::Mutex;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -35,8 +37,8 @@ pub type Events<'a> = &'a (dyn Fn(Event) + Send + Sync);
 pub struct Options {
     /// The writer's epoch, put on every request.
     pub epoch: u64,
-    /// Requests in flight per door.
-    pub concurrency: usize,
+    /// Requests in flight per door; `None`: as many as each door says.
+    pub concurrency: Option<usize>,
     /// For the whole run; `None` for the loop inside.
     pub deadline: Option<Duration>,
     /// For one action, retries included.
@@ -61,8 +63,7 @@ impl Options {
     pub fn new(epoch: u64) -> Self {
         Options {
             epoch,
-            // Clouds answer this many calls at once without throttling; a local cloud starts this many machines on two cores.
-            concurrency: 16,
+            concurrency: None,
             deadline: None,
             // A cloud's slowest resource (a shared filesystem, a machine that boots) takes five minutes.
             action_deadline: Duration::from_secs(600),
@@ -115,7 +116,9 @@ pub async fn converge(
     options: &Options,
     events: Events<'_>,
 ) -> Result<Outcome> {
-    let run = Run::new(doors, journal, options, events);
+    let mut run = Run::new(doors, journal, options, events);
+    // Somebody wrote before: what they sent last may not show yet.
+    run.takes_over = options.epoch > 1;
     run.until_quiet(desired).await.map_err(report::with_next_step)
 }
 
@@ -145,10 +148,14 @@ struct Run<'a> {
     options: &'a Options,
     events: Events<'a>,
     started: Instant,
+    /// The run's first look waits until it shows everything that former writers have sent.
+    takes_over: bool,
     deadline: Option<Instant>,
     random: Mutex<StdRng>,
     /// What this run's own requests have made and ended, for doors whose reads lag behind.
     own: Mutex<settle::Own>,
+    /// By bucket: when the next request may leave.
+    paces: Mutex<BTreeMap<&'static str, Instant>>,
     last_seen: Mutex<Vec<Observed>>,
     /// When something last changed, by this run or the journal's word.
     last_effect: Mutex<Option<Instant>>,
@@ -163,9 +170,11 @@ impl<'a> Run<'a> {
             options,
             events,
             started,
+            takes_over: false,
             deadline: options.deadline.map(|deadline| started + deadline),
             random: Mutex::new(StdRng::seed_from_u64(options.seed)),
             own: Mutex::default(),
+            paces: Mutex::default(),
             last_seen: Mutex::default(),
             last_effect: Mutex::default(),
         };

@@ -49,10 +49,14 @@ impl Run<'_> {
 
     fn settled_at(&self) -> Instant {
         let last = *self.last_effect.lock();
-        // An empty journal of a first run and a lost one look the same.
-        let blank = self.journal.generations().is_empty();
-        let from = if blank { last.max(Some(self.started)) } else { last };
+        let from = if self.is_blind() { last.max(Some(self.started)) } else { last };
         from.map_or(self.started, |moment| moment + self.window())
+    }
+
+    /// Whether others may have sent what neither a read shows yet nor the journal knows. An empty journal of a first run and a lost one look
+    /// the same.
+    fn is_blind(&self) -> bool {
+        self.takes_over || self.journal.generations().is_empty()
     }
 
     pub(super) async fn pause_until_settled(&self) -> Result<()> {
@@ -96,13 +100,15 @@ impl Run<'_> {
         Duration::from_secs(self.journal.now().saturating_sub(time).saturating_sub(1))
     }
 
-    /// Observes, resolves what the journal holds open, and observes again if that had an effect. A run that finds a cluster and has
-    /// no memory of it cannot know what is too young to be seen: it looks again when everything must show. Also answers when it asked.
+    /// Observes, resolves what the journal holds open, and observes again if that had an effect. A run that takes over from another writer,
+    /// or finds a cluster that it has no memory of, cannot know what is too young to be seen: it looks again when everything must show.
+    /// Also answers when it asked.
     pub(super) async fn observe_and_settle(&self) -> Result<(Vec<Observed>, Instant)> {
         let mut asked = Instant::now();
         let mut observed = self.observe().await?;
-        if !observed.is_empty() && self.journal.generations().is_empty() && !self.is_settled(asked) {
-            self.pause_until_settled().await?;
+        let all_shows = self.started + self.window();
+        if (self.takes_over || !observed.is_empty()) && self.is_blind() && asked < all_shows {
+            self.unless_stopped(tokio::time::sleep_until(all_shows)).await?;
             asked = Instant::now();
             observed = self.observe().await?;
         }
@@ -140,9 +146,10 @@ impl Run<'_> {
         }
         let sends = !open.is_empty();
         let mut waiting = open.into_iter();
+        let at_once = (0..self.doors.len()).map(|door| self.at_once(door)).min().unwrap_or(1);
         let mut flying = FuturesUnordered::new();
         loop {
-            while flying.len() < self.options.concurrency
+            while flying.len() < at_once
                 && !self.options.cancel.is_cancelled()
                 && let Some(entry) = waiting.next()
             {
@@ -170,6 +177,9 @@ impl Run<'_> {
         let door = self.door(&request.id)?;
         let progress_key = key.clone();
         let progress = move |text: &str| (self.events)(Event::Progress { key: progress_key.clone(), text: text.into() });
+        if let Some(pace) = door.pace(&request) {
+            self.paced(&pace).await;
+        }
         let sent = self.retrying(|| door.execute(&request, &progress), |_, _, _| ());
         let end = self.in_time(sent).await;
         self.note_effect();

@@ -190,34 +190,56 @@ impl<'a> World<'a> {
 
     /// What goes waits for those that still need it: until they are gone themselves, or changed so that they no longer do.
     fn order_removals(&self, actions: &mut [Action]) {
-        let everything: Vec<(Key, Action)> = actions.iter().map(|action| (action.key(), action.clone())).collect();
-        let fences: BTreeSet<Key> = everything.iter().filter(|(_, action)| self.is_fence(action)).map(|(key, _)| key.clone()).collect();
-        for action in actions.iter_mut().filter(|action| action.verb == Verb::Delete) {
-            let key = action.key();
-            for (other_key, other) in everything.iter().filter(|(_, other)| other.id != action.id) {
-                let needed = self.things(other).any(|thing| thing.needs.contains(&action.id));
-                let lets_go = match other.verb {
+        let keys: Vec<Key> = actions.iter().map(Action::key).collect();
+        let fences: BTreeSet<&Id> = actions.iter().filter(|action| self.is_fence(action)).map(|action| &action.id).collect();
+        let is_fence = |action: &Action| action.verb == Verb::Delete && fences.contains(&action.id);
+        let released = self.released(actions);
+        let after: Vec<Vec<Key>> = actions
+            .iter()
+            .map(|action| {
+                let mut others: BTreeSet<usize> = BTreeSet::new();
+                if action.verb == Verb::Delete {
+                    others.extend(released.get(&action.id).into_iter().flatten());
+                    if self.goes && action.id.kind == MACHINE && self.is_control_plane(&action.id) {
+                        others.extend((0..actions.len()).filter(|place| self.goes_before_control_plane(&actions[*place])));
+                    }
+                    if !fences.is_empty() && !is_fence(action) && !self.leads_to_fence(&action.id, &fences) {
+                        others.extend((0..actions.len()).filter(|place| is_fence(&actions[*place])));
+                    }
+                }
+                others.into_iter().filter(|place| actions[*place].id != action.id).map(|place| keys[place].clone()).collect()
+            })
+            .collect();
+        actions.iter_mut().zip(after).for_each(|(action, more)| action.after.extend(more));
+    }
+
+    /// By what is needed: the places of the actions after which one thing fewer needs it.
+    fn released(&self, actions: &[Action]) -> BTreeMap<Id, BTreeSet<usize>> {
+        let mut released: BTreeMap<Id, BTreeSet<usize>> = BTreeMap::new();
+        let spares = |id: &Id| self.spares.iter().copied().filter(|spare| spare.id == *id).collect::<Vec<_>>();
+        let has_spares: BTreeSet<&Id> = self.spares.iter().map(|spare| &spare.id).collect();
+        for (place, action) in actions.iter().enumerate() {
+            let more = if has_spares.contains(&action.id) { spares(&action.id) } else { Vec::new() };
+            let things = self.kept.get(&action.id).copied().into_iter().chain(more);
+            let about = things.filter(|thing| action.handle.as_ref().is_some_and(|handle| *handle == thing.handle));
+            for need in about.flat_map(|thing| &thing.needs) {
+                let lets_go = match action.verb {
                     Verb::Delete => true,
-                    Verb::Await => !self.desired.contains_key(&other.id) || is_going(other, &self.kept),
-                    Verb::Update | Verb::Repair => !self.desired.get(&other.id).is_some_and(|wish| wish.needs.contains(&action.id)),
+                    Verb::Await => !self.desired.contains_key(&action.id) || is_going(action, &self.kept),
+                    Verb::Update | Verb::Repair => !self.desired.get(&action.id).is_some_and(|wish| wish.needs.contains(need)),
                     Verb::Create => false,
                 };
-                let machine_before_control_plane = self.goes
-                    && (action.id.kind == MACHINE && other.id.kind == MACHINE)
-                    && (self.is_control_plane(&action.id) && !self.is_control_plane(&other.id))
-                    && matches!(other.verb, Verb::Delete | Verb::Await);
-                let fence = fences.contains(other_key) && !fences.contains(&key) && !self.leads_to_fence(&action.id, &fences);
-                if needed && lets_go || machine_before_control_plane || fence {
-                    action.after.push(other_key.clone());
+                if lets_go {
+                    released.entry(need.clone()).or_default().insert(place);
                 }
             }
         }
+        released
     }
 
-    /// The observed thing (or things) an action is about.
-    fn things<'b>(&'b self, action: &'b Action) -> impl Iterator<Item = &'b Observed> {
-        let all = self.kept.values().chain(self.spares.iter()).copied();
-        all.filter(move |thing| thing.id == action.id && action.handle.as_ref().is_some_and(|handle| *handle == thing.handle))
+    /// Another machine, on its way out: the one that runs the loop goes last.
+    fn goes_before_control_plane(&self, other: &Action) -> bool {
+        other.id.kind == MACHINE && !self.is_control_plane(&other.id) && matches!(other.verb, Verb::Delete | Verb::Await)
     }
 
     /// When the whole cluster goes, the loop on a control plane is stopped before anything that it would make again.
@@ -231,10 +253,10 @@ impl<'a> World<'a> {
     }
 
     /// Whether `id` needs, directly or through others, a host that is a fence: then it goes before the fence, not after.
-    fn leads_to_fence(&self, id: &Id, fences: &BTreeSet<Key>) -> bool {
+    fn leads_to_fence(&self, id: &Id, fences: &BTreeSet<&Id>) -> bool {
         let (mut seen, mut open) = (BTreeSet::new(), vec![id]);
         while let Some(next) = open.pop() {
-            if fences.iter().any(|fence| fence.id == *next) {
+            if fences.contains(next) {
                 return true;
             }
             if seen.insert(next) {

@@ -8,12 +8,18 @@ use crate::error::{Error, Kind, Result};
 use crate::providers::ownership::Mark;
 use crate::providers::resources::MACHINE;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
-/// Machines and load balancers take a minute; asking more often would only meet the rate limit.
+/// All that wait share their looks, so a short pause costs little and finds what is ready soon.
 const FIRST_LOOK: Duration = Duration::from_millis(200);
-const LONGEST_PAUSE: Duration = Duration::from_secs(3);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// Between two looks at one kind, however many wait for it: EC2 allows twenty a second.
+const APART: Duration = Duration::from_millis(250);
+
+/// When a look began, and what it saw.
+pub type SharedLook = Arc<tokio::sync::Mutex<Option<(Instant, Arc<Vec<Observed>>)>>>;
 
 impl Aws {
     pub(super) async fn carry_out(&self, request: &Request, progress: Progress<'_>) -> Result<Option<Observed>> {
@@ -73,12 +79,29 @@ impl Aws {
         }
     }
 
+    /// One look for all that ask while the last one was on its way: a hundred machines that boot cost no more calls than one.
+    async fn look_together(&self, kind: &str) -> Result<Arc<Vec<Observed>>> {
+        let asked = Instant::now();
+        let slot = self.looks.lock().entry(kind.to_string()).or_default().clone();
+        let mut last = slot.lock().await;
+        if let Some((began, things)) = &*last {
+            if *began >= asked {
+                return Ok(things.clone());
+            }
+            tokio::time::sleep_until(*began + APART).await;
+        }
+        let began = Instant::now();
+        let things = Arc::new(self.look(kind).await?);
+        *last = Some((began, things.clone()));
+        Ok(things)
+    }
+
     /// Until it is ready. Reads may lag: what was made a moment ago and is not seen is "not yet" for the settle window.
     async fn ready(&self, kind: &str, handle: &str, request: &Request) -> Result<Option<Observed>> {
         let (started, mut seen, mut pause) = (Instant::now(), false, FIRST_LOOK);
         loop {
-            let mut things = self.look(kind).await?;
-            let thing = things.iter().position(|thing| thing.handle == handle).map(|place| things.swap_remove(place));
+            let things = self.look_together(kind).await?;
+            let thing = things.iter().find(|thing| thing.handle == handle).cloned();
             match thing {
                 Some(thing) if matches!(thing.phase, Phase::Ready | Phase::Broken(_)) => {
                     self.remember_host_key(&thing).await?;
@@ -106,7 +129,7 @@ impl Aws {
 
     async fn gone(&self, kind: &str, handle: &str) -> Result<()> {
         let mut pause = FIRST_LOOK;
-        while self.look(kind).await?.iter().any(|thing| thing.handle == handle) {
+        while self.look_together(kind).await?.iter().any(|thing| thing.handle == handle) {
             sleep(pause).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
         }

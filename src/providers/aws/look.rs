@@ -17,6 +17,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 pub type Tags = BTreeMap<String, String>;
 
+/// Says which network the thing is in.
+fn built_in(mut thing: Observed, network: Option<&str>) -> Observed {
+    if let Some(network) = network {
+        thing.outputs["network"] = json!(network);
+    }
+    thing
+}
+
 pub const KINDS: [&str; 14] =
     [NETWORK, SUBNET, GATEWAY, ROUTES, GROUP, KEY_PAIR, SECRET, ROLE, PROFILE, FILESYSTEM, MOUNT, MACHINE, TARGETS, LOAD_BALANCER];
 
@@ -28,6 +36,7 @@ impl Aws {
         for seen in looks {
             all.extend(seen?);
         }
+        mark_empty_twins(&mut all);
         let needs: Vec<Vec<Id>> = all.iter().map(|thing: &Observed| needs(&thing.id, &all)).collect();
         for (thing, needs) in all.iter_mut().zip(needs) {
             thing.needs = needs;
@@ -100,7 +109,8 @@ impl Aws {
         while let Some(page) = pages.next().await {
             for subnet in page.or_failure("list subnets")?.subnets() {
                 let spec = json!({"zone": subnet.availability_zone(), "cidr": subnet.cidr_block()});
-                found.extend(self.thing(SUBNET, subnet.subnet_id(), &of_ec2(subnet.tags()), Phase::Ready, spec));
+                let thing = self.thing(SUBNET, subnet.subnet_id(), &of_ec2(subnet.tags()), Phase::Ready, spec);
+                found.extend(thing.map(|thing| built_in(thing, subnet.vpc_id())));
             }
         }
         Ok(found)
@@ -114,7 +124,8 @@ impl Aws {
                 matches!(one.state(), Some(AttachmentStatus::Attached)) || one.state().is_some_and(|state| state.as_str() == "available")
             });
             let phase = if attached { Phase::Ready } else { Phase::Broken("it is attached to no network".into()) };
-            self.thing(GATEWAY, gateway.internet_gateway_id(), &of_ec2(gateway.tags()), phase, json!({}))
+            let thing = self.thing(GATEWAY, gateway.internet_gateway_id(), &of_ec2(gateway.tags()), phase, json!({}))?;
+            Some(built_in(thing, gateway.attachments().first().and_then(|one| one.vpc_id())))
         };
         Ok(answer.internet_gateways().iter().filter_map(read).collect())
     }
@@ -145,7 +156,8 @@ impl Aws {
             .collect();
         let read = |group: &aws_sdk_ec2::types::SecurityGroup| {
             let rules: BTreeSet<String> = group.ip_permissions().iter().flat_map(|permission| rule_lines(permission, &names)).collect();
-            self.thing(GROUP, group.group_id(), &of_ec2(group.tags()), Phase::Ready, json!({"rules": rules}))
+            let thing = self.thing(GROUP, group.group_id(), &of_ec2(group.tags()), Phase::Ready, json!({"rules": rules}))?;
+            Some(built_in(thing, group.vpc_id()))
         };
         Ok(answer.security_groups().iter().filter_map(read).collect())
     }

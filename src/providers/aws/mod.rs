@@ -14,10 +14,10 @@ mod families;
 pub mod iam;
 mod look;
 mod machines;
-mod names;
-mod request;
-mod resources;
-mod settings;
+pub(super) mod names;
+pub(super) mod request;
+pub(super) mod resources;
+pub(super) mod settings;
 mod sizes;
 
 use self::clients::Clients;
@@ -27,7 +27,7 @@ use self::resources::Catalog;
 use self::settings::Settings;
 use crate::blueprint::Blueprint;
 use crate::engine::handoff::EpochStore;
-use crate::engine::{Action, Cluster, Door, Inputs, Observed, Progress, Request, Resource};
+use crate::engine::{Action, Cluster, Door, Inputs, Observed, Pace, Progress, Request, Resource};
 use crate::error::{Context as _, Kind, Result};
 use crate::providers::resources::{FILESYSTEM, LOAD_BALANCER, MACHINE, NETWORK};
 use crate::providers::{self, Context, Fabric, Provider};
@@ -52,6 +52,8 @@ pub struct Aws {
     /// By instance.
     host_keys: Mutex<HashMap<String, Vec<String>>>,
     catalogs: Mutex<BTreeMap<BTreeSet<String>, Catalog>>,
+    /// By kind: the last look that waiting requests have shared.
+    looks: Mutex<HashMap<String, act::SharedLook>>,
 }
 
 /// What the loop inside is given: nothing secret, its machine's role is its identity.
@@ -75,7 +77,15 @@ async fn open(settings: Settings, cluster: Cluster) -> Result<Aws> {
     let clients = Clients::connect(&settings).await?;
     // Written down, so that the loop and a later run look in the same place whatever their environment says.
     let settings = Settings { region: Some(clients.region.clone()), ..settings };
-    Ok(Aws { cluster, settings, clients, key: Mutex::default(), host_keys: Mutex::default(), catalogs: Mutex::default() })
+    Ok(Aws {
+        cluster,
+        settings,
+        clients,
+        key: Mutex::default(),
+        host_keys: Mutex::default(),
+        catalogs: Mutex::default(),
+        looks: Mutex::default(),
+    })
 }
 
 /// Every cluster of the account's region, also one of which only little is left.
@@ -91,6 +101,14 @@ impl Door for Aws {
 
     fn settle(&self) -> Duration {
         SETTLE
+    }
+
+    fn at_once(&self) -> usize {
+        request::AT_ONCE
+    }
+
+    fn pace(&self, request: &Request) -> Option<Pace> {
+        request::pace(request)
     }
 
     async fn observe(&self, _known: &[Observed]) -> Result<Vec<Observed>> {

@@ -1,8 +1,9 @@
 //! The kinds of AWS's own, and names where AWS asks for one: made from the cluster's uid, so that no two clusters meet. Pure.
 
-use crate::engine::{Cluster, Id, Observed};
+use crate::engine::{Cluster, Id, Observed, Phase};
 use crate::providers::resources::{FILESYSTEM, LOAD_BALANCER, MACHINE, NETWORK};
 use sha2::{Digest, Sha256};
+use std::collections::BTreeSet;
 
 pub const SUBNET: &str = "subnet";
 pub const GATEWAY: &str = "internet-gateway";
@@ -68,9 +69,38 @@ pub fn needs(thing: &Id, all: &[Observed]) -> Vec<Id> {
     }
 }
 
+/// A network takes no token when it is made, so two writers at once may make two. The one that something was built in (`outputs.network`)
+/// stays; the other is broken, which is how the planner knows which to take away.
+pub fn mark_empty_twins(all: &mut [Observed]) {
+    let used: BTreeSet<String> = all.iter().filter_map(|thing| thing.outputs["network"].as_str().map(String::from)).collect();
+    let networks = || all.iter().filter(|thing| thing.id.kind == NETWORK);
+    if networks().count() < 2 || !networks().any(|network| used.contains(&network.handle)) {
+        return;
+    }
+    for network in all.iter_mut().filter(|thing| thing.id.kind == NETWORK && !used.contains(&thing.handle)) {
+        network.phase = Phase::Broken("a second one, and nothing is in it".into());
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn of_two_networks_the_one_with_something_in_it_stays() {
+        let thing = |kind: &str, handle: &str, outputs| {
+            let (id, spec, needs) = (Id::new(kind, "shop"), json!({}), vec![]);
+            Observed { id, handle: handle.into(), generation: 1, phase: Phase::Ready, spec, outputs, needs }
+        };
+        let twins = [thing(NETWORK, "vpc-1", json!({})), thing(NETWORK, "vpc-2", json!({}))];
+        let mut all = [&twins[..], &[thing(SUBNET, "subnet-1", json!({"network": "vpc-2"}))]].concat();
+        mark_empty_twins(&mut all);
+        assert!(matches!(all[0].phase, Phase::Broken(_)) && all[1].phase == Phase::Ready);
+        let mut empty = twins.to_vec();
+        mark_empty_twins(&mut empty);
+        assert_eq!(empty, twins, "where nothing is built, either may stay");
+    }
 
     #[test]
     fn names_fit_and_differ_by_cluster_and_generation() {

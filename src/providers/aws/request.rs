@@ -2,10 +2,26 @@
 
 use super::names::*;
 use super::resources::target_name;
-use crate::engine::{Action, Cluster, Id, Inputs, Request, Verb};
+use crate::engine::{Action, Cluster, Id, Inputs, Pace, Request, Verb};
 use crate::error::{Error, Result};
 use crate::providers::resources::{FILESYSTEM, LOAD_BALANCER, MACHINE, NETWORK};
 use serde_json::{Map, Value, json};
+
+/// Machines that boot, above all: two are launched per second, and each takes half a minute. One look serves all that wait.
+pub const AT_ONCE: usize = 128;
+
+/// EC2's documented request rates ("Request throttling for the Amazon EC2 API"): launches are the narrowest, all others are mutating
+/// calls of which one request makes a few. The other services' limits are as wide or wider.
+pub fn pace(request: &Request) -> Option<Pace> {
+    let pace = |bucket, burst, per_second| Some(Pace { bucket, burst, per_second });
+    match (request.id.kind.as_str(), request.verb) {
+        (_, Verb::Await) => None,
+        (MACHINE, Verb::Create) => pace("RunInstances", 5, 2.0),
+        (MACHINE, Verb::Repair) => pace("StartInstances", 5, 2.0),
+        (MACHINE, Verb::Delete) => pace("TerminateInstances", 100, 5.0),
+        _ => pace("mutating", 20, 5.0),
+    }
+}
 
 pub fn render(cluster: &Cluster, action: &Action, inputs: &Inputs) -> Result<Request> {
     let body = match action.verb {

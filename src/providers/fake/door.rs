@@ -1,22 +1,28 @@
 //! The two doors of the fake cloud: the provider, and the hosts on its machines.
 
+use super::faults::Part;
 use super::rules::Arrives;
-use super::{Cloud, Fault, Thing, Things};
+use super::{BLUEPRINT, Cloud, Fault, Manners, Thing, Things};
 use crate::blueprint::Blueprint;
-use crate::engine::handoff::{Epoch, EpochStore};
-use crate::engine::{Action, Cluster, Door, HOST, Id, Inputs, Observed, Phase, Progress, Request, Resource, Verb};
+use crate::engine::handoff::{CLUSTER, Epoch, EpochStore};
+use crate::engine::{Action, Cluster, Door, HOST, Inputs, MACHINE, Observed, Pace, Phase, Progress, Request, Resource, Verb};
 use crate::error::{Error, Result};
 use crate::providers::{Context, Provider, resources};
 use async_trait::async_trait;
 use serde_json::{Value, json};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
+
+/// As in `bootstrap::door`.
+const HOSTS_AT_ONCE: usize = 64;
 
 /// The provider door of one cluster.
 #[derive(Clone)]
 pub struct Fake {
     pub cloud: Cloud,
     pub cluster: Cluster,
+    pub manners: Arc<Manners>,
 }
 
 /// The door to the hosts on one cluster's machines.
@@ -24,25 +30,40 @@ pub struct Fake {
 pub struct Hosts {
     pub cloud: Cloud,
     pub cluster: Cluster,
+    pub manners: Arc<Manners>,
+}
+
+/// The door to the Blueprint object inside the cluster.
+#[derive(Clone)]
+pub struct Inside {
+    pub cloud: Cloud,
+    pub cluster: Cluster,
+    pub manners: Arc<Manners>,
 }
 
 #[async_trait]
 impl Door for Fake {
     fn kinds(&self) -> &'static [&'static str] {
-        &[resources::NETWORK, resources::FILESYSTEM, resources::MACHINE, resources::LOAD_BALANCER]
+        self.manners.shape.kinds()
     }
     fn settle(&self) -> Duration {
-        self.cloud.manners().settle
+        self.manners.settle
+    }
+    fn at_once(&self) -> usize {
+        self.manners.at_once
+    }
+    fn pace(&self, request: &Request) -> Option<Pace> {
+        if self.manners.published { self.manners.shape.pace(request) } else { None }
     }
     async fn observe(&self, _known: &[Observed]) -> Result<Vec<Observed>> {
         self.cloud.latency().await;
-        Ok(self.cloud.observe(&self.cluster.uid, |thing| thing.id.kind != HOST))
+        Ok(self.cloud.observe(&self.cluster.uid, |thing| !matches!(thing.id.kind.as_str(), HOST | BLUEPRINT)))
     }
     fn render(&self, action: &Action, inputs: &Inputs) -> Result<Request> {
-        Ok(Request::of(&self.cluster, action, body(action, inputs)))
+        render(&self.manners, &self.cluster, action, inputs)
     }
     async fn execute(&self, request: &Request, progress: Progress<'_>) -> Result<Option<Observed>> {
-        self.cloud.execute(&self.cluster.uid, request, progress).await
+        self.cloud.execute(&self.manners, &self.cluster.uid, request, progress).await
     }
 }
 
@@ -50,6 +71,9 @@ impl Door for Fake {
 impl Door for Hosts {
     fn kinds(&self) -> &'static [&'static str] {
         &[HOST]
+    }
+    fn at_once(&self) -> usize {
+        HOSTS_AT_ONCE
     }
     /// A host says itself what it is: reads never lag.
     async fn observe(&self, known: &[Observed]) -> Result<Vec<Observed>> {
@@ -59,32 +83,37 @@ impl Door for Hosts {
         Ok(self.cloud.observe_now(&self.cluster.uid, |thing| thing.id.kind == HOST && machine(thing)))
     }
     fn render(&self, action: &Action, inputs: &Inputs) -> Result<Request> {
-        Ok(Request::of(&self.cluster, action, body(action, inputs)))
+        render(&self.manners, &self.cluster, action, inputs)
     }
     async fn execute(&self, request: &Request, progress: Progress<'_>) -> Result<Option<Observed>> {
-        self.cloud.execute(&self.cluster.uid, request, progress).await
+        self.cloud.execute(&self.manners, &self.cluster.uid, request, progress).await
     }
 }
 
-/// The wish, and the handles of what it needs. The provider gets its needs from the action's spec alone: `needs` in the spec.
-fn body(action: &Action, inputs: &Inputs) -> Value {
-    let named = |kind: &str, names: &Value| -> Vec<String> {
-        let names = names.as_array().into_iter().flatten().filter_map(Value::as_str);
-        names.filter_map(|name| inputs.get(&Id::new(kind, name))).map(|thing| thing.handle.clone()).collect()
-    };
-    let mut needs = match action.id.kind.as_str() {
-        HOST => named(resources::MACHINE, &json!([action.id.name])),
-        resources::LOAD_BALANCER => named(resources::MACHINE, &action.spec["machines"]),
-        resources::MACHINE => {
-            inputs.values().filter(|thing| thing.id.kind == resources::FILESYSTEM).map(|thing| thing.handle.clone()).collect()
-        }
-        _ => Vec::new(),
-    };
-    if !matches!(action.id.kind.as_str(), HOST | resources::NETWORK) {
-        needs.extend(inputs.values().filter(|thing| thing.id.kind == resources::NETWORK).map(|thing| thing.handle.clone()));
+#[async_trait]
+impl Door for Inside {
+    fn kinds(&self) -> &'static [&'static str] {
+        &[BLUEPRINT]
     }
-    needs.sort();
-    json!({"spec": action.spec, "needs": needs})
+    /// Only a control plane that is known can be asked.
+    async fn observe(&self, known: &[Observed]) -> Result<Vec<Observed>> {
+        self.cloud.latency().await;
+        let machine = |thing: &Thing| known.iter().any(|machine| thing.needs.contains(&machine.handle));
+        Ok(self.cloud.observe_now(&self.cluster.uid, |thing| thing.id.kind == BLUEPRINT && machine(thing)))
+    }
+    fn render(&self, action: &Action, inputs: &Inputs) -> Result<Request> {
+        render(&self.manners, &self.cluster, action, inputs)
+    }
+    async fn execute(&self, request: &Request, progress: Progress<'_>) -> Result<Option<Observed>> {
+        self.cloud.execute(&self.manners, &self.cluster.uid, request, progress).await
+    }
+}
+
+/// The wish, the handles of what it needs, and what the provider itself would send.
+fn render(manners: &Manners, cluster: &Cluster, action: &Action, inputs: &Inputs) -> Result<Request> {
+    let own = manners.shape.body(cluster, action, inputs)?;
+    let needs = manners.shape.needs(cluster, action, &own, inputs);
+    Ok(Request::of(cluster, action, json!({"spec": action.spec, "needs": needs, "own": own})))
 }
 
 #[async_trait]
@@ -93,7 +122,7 @@ impl Provider for Fake {
         "fake"
     }
     async fn resources(&self, blueprint: &Blueprint, context: &Context) -> Result<Vec<Resource>> {
-        resources::expand(blueprint, context)
+        self.manners.shape.resources(blueprint, context)
     }
     async fn check(&self, resources: &[Resource]) -> Result<()> {
         let quota = self.cloud.manners().quota;
@@ -112,12 +141,37 @@ impl EpochStore for Fake {
     async fn read(&self) -> Result<Option<Epoch>> {
         Ok(self.cloud.inner.lock().epochs.get(&self.cluster.uid).cloned())
     }
+    /// A call like any other: it may be lost on its way there and back, and somebody may come first.
     async fn swap(&self, expected: Option<&Epoch>, next: &Epoch) -> Result<bool> {
-        let mut state = self.cloud.inner.lock();
-        if state.epochs.get(&self.cluster.uid) == expected {
-            state.epochs.insert(self.cluster.uid.clone(), next.clone());
+        self.cloud.latency().await;
+        let lost = || Error::transient("the connection was reset");
+        let fault = self.cloud.inner.lock().faults.next(Verb::Await);
+        match fault {
+            Some(Fault::CrashBefore) => return self.cloud.die().await,
+            Some(Fault::LostRequest | Fault::Throttle(_) | Fault::Hangs(_) | Fault::LateSuccess(_)) => return Err(lost()),
+            Some(Fault::Refused) => return Err(Error::provider("refused for good")),
+            Some(Fault::Usurped | Fault::Paused(_)) => self.cloud.usurp(&self.cluster.uid),
+            _ => {}
         }
-        Ok(state.epochs.get(&self.cluster.uid) == Some(next))
+        let swapped = self.cloud.inner.lock().swap(&self.cluster.uid, expected, next);
+        match fault {
+            Some(Fault::CrashAfter | Fault::CrashLate(_) | Fault::CrashStale) => self.cloud.die().await,
+            Some(Fault::LostReply | Fault::HangsAfter(_)) => Err(lost()),
+            _ => Ok(swapped),
+        }
+    }
+}
+
+impl super::State {
+    fn swap(&mut self, uid: &str, expected: Option<&Epoch>, next: &Epoch) -> bool {
+        if self.epochs.get(uid) == expected {
+            let written = self.things.values().any(|thing| thing.uid == uid && thing.id.kind == BLUEPRINT);
+            if next.owner == CLUSTER && !written {
+                self.violations.push("the cluster was given to its loop without its blueprint".into());
+            }
+            self.epochs.insert(uid.into(), next.clone());
+        }
+        self.epochs.get(uid) == Some(next)
     }
 }
 
@@ -125,31 +179,88 @@ impl Cloud {
     fn observe(&self, uid: &str, which: impl Fn(&Thing) -> bool) -> Vec<Observed> {
         let mut state = self.inner.lock();
         let seen = state.seen();
-        seen.values().filter(|thing| thing.uid == uid && which(thing)).map(|thing| observed(thing, &seen)).collect()
+        let mut all: Vec<Observed> =
+            seen.values().filter(|thing| thing.uid == uid && which(thing)).map(|thing| observed(thing, &seen, &state.manners)).collect();
+        if !state.manners.whole_tags {
+            let looks_like_ours = |thing: &&Arc<Thing>| thing.uid.starts_with(uid);
+            all.extend(state.foreign.values().filter(looks_like_ours).map(|thing| observed(thing, &seen, &state.manners)));
+        }
+        state.manners.shape.observed_needs(&mut all);
+        all
     }
 
     fn observe_now(&self, uid: &str, which: impl Fn(&Thing) -> bool) -> Vec<Observed> {
         let mut state = self.inner.lock();
         state.pass_time();
-        let things = state.things.clone();
-        things.values().filter(|thing| thing.uid == uid && which(thing)).map(|thing| observed(thing, &things)).collect()
+        let things = &state.things;
+        things.values().filter(|thing| thing.uid == uid && which(thing)).map(|thing| observed(thing, things, &state.manners)).collect()
     }
 
-    async fn execute(&self, uid: &str, request: &Request, progress: Progress<'_>) -> Result<Option<Observed>> {
+    async fn execute(&self, manners: &Manners, uid: &str, request: &Request, progress: Progress<'_>) -> Result<Option<Observed>> {
         self.latency().await;
-        let fault = if request.verb == Verb::Await { None } else { self.inner.lock().faults.next(request.verb) };
+        let provider = !matches!(request.id.kind.as_str(), HOST | BLUEPRINT);
+        if provider && manners.door_fences && request.verb != Verb::Await {
+            self.inner.lock().door_fence(uid, request)?;
+        }
+        let mut effect = request.handle.clone();
+        if request.verb == Verb::Create {
+            effect = if manners.looks_first { self.inner.lock().look(uid, request) } else { None };
+        } else if request.verb == Verb::Delete && !self.inner.lock().is_there(&effect) {
+            return Ok(None);
+        }
+        let calls = manners.shape.calls(&request.id.kind, request.verb);
+        // What is made is there from its first call on; a host is one, and everything else changes or goes, with the last.
+        let decisive = if request.verb == Verb::Create && request.id.kind != HOST { 0 } else { calls.len().saturating_sub(1) };
+        for number in 0..calls.len() {
+            if number == decisive && request.verb == Verb::Create && effect.is_some() {
+                // Found by the look: only what is missing of it is made.
+                continue;
+            }
+            let mut request = request.clone();
+            if number != decisive && request.verb == Verb::Create && request.id.kind != HOST {
+                request.handle.clone_from(&effect);
+            }
+            let part = Part { request, number: number as u8, of: calls.len() as u8, decides: number == decisive };
+            let done = self.call(uid, &part).await?;
+            if part.decides {
+                if part.request.verb == Verb::Create && done.is_none() {
+                    return Ok(None);
+                }
+                effect = done;
+            }
+        }
+        progress("the cloud is at work");
+        self.finished(manners, request, effect).await
+    }
+
+    /// One call of a request, with whatever happens to it.
+    async fn call(&self, uid: &str, part: &Part) -> Result<Option<String>> {
+        if part.number > 0 {
+            self.latency().await;
+        }
         let lost = || Error::transient("the connection was reset");
+        let request = &part.request;
+        let fault = self.inner.lock().faults.next(request.verb);
         match fault {
             Some(Fault::LostRequest | Fault::Throttle(_)) => return Err(lost()),
             Some(Fault::Refused) => return Err(Error::provider("refused for good")),
             Some(Fault::CrashBefore) => return self.die().await,
+            Some(Fault::Hangs(pause)) => {
+                tokio::time::sleep(pause).await;
+                return Err(lost());
+            }
             Some(Fault::LateSuccess(delay)) => {
-                self.inner.lock().faults.launch(delay, uid, request);
+                self.inner.lock().faults.launch(delay, uid, part);
                 return Err(lost());
             }
             Some(Fault::CrashLate(delay)) => {
-                self.inner.lock().faults.launch(delay, uid, request);
+                self.inner.lock().faults.launch(delay, uid, part);
                 return self.die().await;
+            }
+            Some(Fault::StaleReads | Fault::CrashStale) => {
+                let mut state = self.inner.lock();
+                state.pass_time();
+                state.freeze();
             }
             Some(Fault::Usurped) => self.usurp(uid),
             Some(Fault::Paused(pause)) => {
@@ -162,21 +273,24 @@ impl Cloud {
         let effect = {
             let mut state = self.inner.lock();
             state.pass_time();
-            state.effect(uid, request, Arrives::InTime)?
+            state.effect(uid, part, Arrives::InTime)?
         };
         match fault {
             Some(Fault::LostReply) => return Err(lost()),
-            Some(Fault::CrashAfter) => return self.die().await,
+            Some(Fault::HangsAfter(pause)) => {
+                tokio::time::sleep(pause).await;
+                return Err(lost());
+            }
+            Some(Fault::CrashAfter | Fault::CrashStale) => return self.die().await,
             Some(Fault::ForeignDelete) => self.remove_thing(uid, &request.id),
             Some(Fault::Breaks) => self.break_thing(uid, &request.id),
             _ => {}
         }
-        progress("the cloud is at work");
-        self.finished(request, effect).await
+        Ok(effect)
     }
 
     /// Waits until the thing is ready, or gone.
-    async fn finished(&self, request: &Request, effect: Option<String>) -> Result<Option<Observed>> {
+    async fn finished(&self, manners: &Manners, request: &Request, effect: Option<String>) -> Result<Option<Observed>> {
         let handle = if request.verb == Verb::Delete { request.handle.clone() } else { effect };
         let Some(handle) = handle else { return Ok(None) };
         loop {
@@ -185,13 +299,19 @@ impl Cloud {
                 state.pass_time();
                 let Some(thing) = state.things.get(&handle) else { return Ok(None) };
                 match thing.gone_at {
+                    Some(_) if !manners.waits_for_ends => return Ok(None),
                     Some(end) => end,
                     None if thing.ready_at <= Instant::now() || request.verb == Verb::Delete => {
-                        return Ok((request.verb != Verb::Delete).then(|| observed(thing, &state.things)));
+                        return Ok((request.verb != Verb::Delete).then(|| observed(thing, &state.things, &state.manners)));
+                    }
+                    None if !manners.waits_for_starts => {
+                        let thing = Observed { phase: Phase::Ready, ..observed(thing, &state.things, &state.manners) };
+                        return Ok(Some(thing));
                     }
                     None => thing.ready_at,
                 }
             };
+            let until = if manners.published { look_that_shows(manners.shape.longest_pause(), until) } else { until };
             tokio::time::sleep_until(until).await;
         }
     }
@@ -202,28 +322,46 @@ impl Cloud {
         std::future::pending().await
     }
 
-    fn usurp(&self, uid: &str) {
+    pub fn usurp(&self, uid: &str) {
         let mut state = self.inner.lock();
         let epoch = state.epochs.get(uid).map_or(0, |epoch| epoch.epoch) + 1;
         state.epochs.insert(uid.into(), Epoch { epoch, owner: "cli:other:1".into() });
     }
 }
 
-fn observed(thing: &Thing, things: &Things) -> Observed {
-    let needed = thing.needs.iter().filter_map(|need| things.get(need));
-    let on_broken = thing.id.kind == HOST && needed.clone().any(|machine| machine.broken);
+/// The first of a door's looks, from now on, that is not before `moment`.
+fn look_that_shows(longest_pause: Duration, moment: Instant) -> Instant {
+    let (mut look, mut pause) = (Instant::now(), Duration::from_millis(200));
+    if longest_pause.is_zero() {
+        return moment;
+    }
+    while look < moment {
+        look += pause;
+        pause = (pause * 2).min(longest_pause);
+    }
+    look
+}
+
+fn observed(thing: &Thing, things: &Things, manners: &Manners) -> Observed {
+    let needed: Vec<&Arc<Thing>> = thing.needs.iter().filter_map(|need| things.get(need)).collect();
+    let on_broken = thing.id.kind == HOST && needed.iter().any(|machine| machine.broken);
     let phase = match () {
         _ if thing.gone_at.is_some() => Phase::Deleting,
         _ if thing.ready_at > Instant::now() => Phase::Pending,
         _ if thing.broken || on_broken => Phase::Broken("it does not answer".into()),
+        _ if thing.unmade > 0 && manners.parts_finished => Phase::Broken("it is half made".into()),
         _ => Phase::Ready,
     };
     let mut spec = thing.spec.clone();
-    if let Some(machines) = spec.get_mut("machines").and_then(Value::as_array_mut) {
+    if let Some(machines) = spec.get_mut("machines").and_then(Value::as_array_mut)
+        && thing.needs.iter().any(|need| need.starts_with(MACHINE))
+    {
         // Only what it truly sends to: a machine made again is another target.
-        machines.retain(|name| {
-            needed.clone().any(|machine| machine.id.kind == resources::MACHINE && Some(machine.id.name.as_str()) == name.as_str())
-        });
+        machines.retain(|name| needed.iter().any(|machine| machine.id.kind == MACHINE && Some(machine.id.name.as_str()) == name.as_str()));
+    }
+    let mut outputs = json!({"address": format!("10.0.0.{}", thing.handle.len())});
+    if let Some(network) = needed.iter().find(|other| other.id.kind == resources::NETWORK) {
+        outputs["network"] = json!(network.handle);
     }
     Observed {
         id: thing.id.clone(),
@@ -231,7 +369,7 @@ fn observed(thing: &Thing, things: &Things) -> Observed {
         generation: thing.generation,
         phase,
         spec,
-        outputs: json!({"address": format!("10.0.0.{}", thing.handle.len())}),
-        needs: needed.map(|need| need.id.clone()).collect(),
+        outputs,
+        needs: needed.iter().map(|need| need.id.clone()).collect(),
     }
 }

@@ -7,16 +7,24 @@ use tokio::time::Instant;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
-    /// No effect, and an error worth retrying.
+    /// No effect, and an error worth retrying: a reset connection, a 5xx.
     LostRequest,
     /// The effect, and the same error.
     LostReply,
     /// The error first, the effect after this long: a retry may overtake it.
     LateSuccess(Duration),
+    /// No answer for this long, then an error worth retrying; it never arrived.
+    Hangs(Duration),
+    /// The effect, and no answer for this long.
+    HangsAfter(Duration),
     /// This many calls in a row are sent away.
     Throttle(u32),
-    /// A refusal for good, which a later run does not meet.
+    /// A refusal for good (quota, permission), which a later run does not meet.
     Refused,
+    /// The effect; and as long as reads may lag, they show the world as it was before.
+    StaleReads,
+    /// The same, and the process dies before it sees the reply.
+    CrashStale,
     /// The process dies before the request leaves it.
     CrashBefore,
     /// The process dies before it sees the reply.
@@ -39,7 +47,16 @@ pub(super) struct Faults {
     calls: usize,
     at: BTreeMap<usize, Fault>,
     throttled: u32,
-    flying: VecDeque<(Instant, String, Request)>,
+    flying: VecDeque<(Instant, String, Part)>,
+}
+
+/// One call of a request: its number, and whether it is the one that makes, changes or ends the thing.
+#[derive(Debug, Clone)]
+pub(super) struct Part {
+    pub request: Request,
+    pub number: u8,
+    pub of: u8,
+    pub decides: bool,
 }
 
 impl Faults {
@@ -47,7 +64,7 @@ impl Faults {
         self.at.insert(self.calls + call, fault);
     }
 
-    /// Counts one call and answers what it meets. A fault that means nothing to this verb waits for the next call that it does.
+    /// Counts one call and answers what it meets. A fault that means nothing to this call waits for the next one that it does.
     pub fn next(&mut self, verb: Verb) -> Option<Fault> {
         let number = self.calls;
         self.calls += 1;
@@ -58,7 +75,7 @@ impl Faults {
         let fault = self.at.remove(&number)?;
         let exists = matches!(verb, Verb::Create | Verb::Update | Verb::Repair);
         if matches!(fault, Fault::ForeignDelete | Fault::Breaks) && !exists {
-            self.at.insert(number + 1, fault);
+            self.at.entry(number + 1).or_insert(fault);
             return None;
         }
         if let Fault::Throttle(count) = fault {
@@ -67,12 +84,21 @@ impl Faults {
         Some(fault)
     }
 
+    pub fn calls(&self) -> usize {
+        self.calls
+    }
+
     pub fn left(&self) -> usize {
         self.at.len()
     }
 
-    pub fn launch(&mut self, delay: Duration, uid: &str, request: &Request) {
-        self.flying.push_back((Instant::now() + delay, uid.into(), request.clone()));
+    /// Those that have not happened never will.
+    pub fn forget(&mut self) -> usize {
+        std::mem::take(&mut self.at).len()
+    }
+
+    pub fn launch(&mut self, delay: Duration, uid: &str, part: &Part) {
+        self.flying.push_back((Instant::now() + delay, uid.into(), part.clone()));
     }
 
     pub fn next_landing(&self) -> Option<Instant> {
@@ -80,7 +106,7 @@ impl Faults {
     }
 
     /// Takes the request that lands next.
-    pub fn land(&mut self) -> (Instant, String, Request) {
+    pub fn land(&mut self) -> (Instant, String, Part) {
         let next = self.next_landing().expect("asked only when one is flying");
         let place = self.flying.iter().position(|(at, ..)| *at == next).expect("just found");
         self.flying.remove(place).expect("just found")

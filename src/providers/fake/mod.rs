@@ -5,9 +5,11 @@
 mod door;
 mod faults;
 mod rules;
+mod shape;
 
-pub use door::{Fake, Hosts};
+pub use door::{Fake, Hosts, Inside};
 pub use faults::Fault;
+pub use shape::{BLUEPRINT, Shape};
 
 use crate::engine::handoff::Epoch;
 use crate::engine::{Cluster, Id, Resource, Verb};
@@ -24,12 +26,15 @@ use tokio::time::Instant;
 /// Which kind of cloud this is.
 #[derive(Debug, Clone)]
 pub struct Manners {
+    pub shape: Shape,
     /// A create's token is remembered for ever.
     pub tokens: bool,
-    /// Without tokens: the door looks for a thing of the same name and generation before it sends a create.
+    /// The door looks for a thing of the same name and generation before it sends a create; the look may lag as every read.
     pub looks_first: bool,
     /// Requests of a lower epoch are refused.
     pub epochs: bool,
+    /// Not by the receiver: the door looks at the epoch right before it sends.
+    pub door_fences: bool,
     /// Reads may show the past, as old as this.
     pub settle: Duration,
     /// Live things per cluster.
@@ -40,6 +45,18 @@ pub struct Manners {
     pub epochs_checked: bool,
     /// Deleting something in use is refused.
     pub dependencies_checked: bool,
+    /// What an earlier try left half made is finished when it is found (a seeded bug takes that away).
+    pub parts_finished: bool,
+    /// The owner's tag is compared whole (a seeded bug compares how it begins).
+    pub whole_tags: bool,
+    /// A delete ends when the thing is gone (a seeded bug ends it when it was accepted).
+    pub waits_for_ends: bool,
+    /// Requests that its doors carry at once.
+    pub at_once: usize,
+    /// Things take as long as the provider publishes; otherwise chance says.
+    pub published: bool,
+    /// A create ends when the thing is ready (a seeded bug ends it when it was accepted).
+    pub waits_for_starts: bool,
 }
 
 impl Manners {
@@ -47,19 +64,31 @@ impl Manners {
     pub fn strict() -> Self {
         let settle = Duration::ZERO;
         Manners {
+            shape: Shape::Neutral,
             tokens: true,
             looks_first: false,
             epochs: true,
+            door_fences: false,
             settle,
             quota: 100,
             tags_checked: true,
             epochs_checked: true,
             dependencies_checked: true,
+            parts_finished: true,
+            whole_tags: true,
+            waits_for_ends: true,
+            at_once: 16,
+            published: false,
+            waits_for_starts: true,
         }
     }
     /// A public cloud: tokens, no epochs, reads lag behind.
     pub fn eventual() -> Self {
         Manners { epochs: false, settle: Duration::from_secs(10), ..Self::strict() }
+    }
+    /// Whether a writer that was overtaken cannot end well, wherever it was.
+    pub fn refuses_late_writers(&self) -> bool {
+        self.epochs && !self.door_fences && self.shape == Shape::Neutral
     }
     /// A create without token or unique name: what the door looks up before it sends is all the protection there is.
     pub fn tokenless() -> Self {
@@ -77,6 +106,8 @@ pub struct Thing {
     pub spec: Value,
     pub needs: Vec<String>,
     pub broken: bool,
+    /// Calls of its creation that have not been made: it exists and does not work.
+    pub unmade: u8,
     ready_at: Instant,
     /// Its deletion was accepted, and is over then.
     gone_at: Option<Instant>,
@@ -92,6 +123,9 @@ pub struct Call {
     pub id: Id,
     pub uid: String,
     pub epoch: u64,
+    /// Its name at the provider.
+    pub call: &'static str,
+    pub at: Instant,
     /// What it did: `create network-0001`, `nothing there`, `refused: the quota is used up`.
     pub effect: String,
     /// Nobody waited for it any more.
@@ -111,6 +145,10 @@ pub struct Cloud {
 struct State {
     manners: Manners,
     things: Things,
+    /// Other owners' things.
+    foreign: Things,
+    /// Reads show this world until then.
+    frozen: Option<(Instant, Things)>,
     /// What was there before each change, for reads of the past.
     past: Vec<(Instant, Things)>,
     /// Token to handle and body; remembered after the thing is gone.
@@ -133,6 +171,8 @@ impl Cloud {
         let state = State {
             manners,
             things: BTreeMap::new(),
+            foreign: BTreeMap::new(),
+            frozen: None,
             past: Vec::new(),
             tokens: BTreeMap::new(),
             epochs: BTreeMap::new(),
@@ -150,11 +190,15 @@ impl Cloud {
 
     /// The provider door of one cluster.
     pub fn provider(&self, cluster: &Cluster) -> Fake {
-        Fake { cloud: self.clone(), cluster: cluster.clone() }
+        Fake { cloud: self.clone(), cluster: cluster.clone(), manners: Arc::new(self.manners()) }
     }
     /// The door to the hosts on one cluster's machines.
     pub fn hosts(&self, cluster: &Cluster) -> Hosts {
-        Hosts { cloud: self.clone(), cluster: cluster.clone() }
+        Hosts { cloud: self.clone(), cluster: cluster.clone(), manners: Arc::new(self.manners()) }
+    }
+    /// The door to the Blueprint object inside a cluster.
+    pub fn inside(&self, cluster: &Cluster) -> Inside {
+        Inside { cloud: self.clone(), cluster: cluster.clone(), manners: Arc::new(self.manners()) }
     }
 
     pub fn manners(&self) -> Manners {
@@ -170,6 +214,18 @@ impl Cloud {
     /// Faults that were injected and have not happened.
     pub fn unfired(&self) -> usize {
         self.inner.lock().faults.left()
+    }
+    /// Those never will: how many.
+    pub fn forget_faults(&self) -> usize {
+        self.inner.lock().faults.forget()
+    }
+    /// Calls that could have met a fault.
+    pub fn calls(&self) -> usize {
+        self.inner.lock().faults.calls()
+    }
+    /// Calls that had, or could have had, an effect.
+    pub fn effects(&self) -> usize {
+        self.inner.lock().ledger.len()
     }
     pub fn ledger(&self) -> Vec<Call> {
         self.inner.lock().ledger.clone()
@@ -191,7 +247,7 @@ impl Cloud {
     /// Somebody else's thing that looks like one of ours: same kind, same name, another owner.
     pub fn decoy(&self, id: &Id, uid: &str) {
         let mut state = self.inner.lock();
-        let handle = state.next_handle(&id.kind);
+        let handle = format!("{}-x{}", id.kind, state.foreign.len());
         let (spec, needs, ready_at) = (serde_json::json!({"precious": true}), Vec::new(), Instant::now());
         let thing = Thing {
             handle: handle.clone(),
@@ -201,10 +257,18 @@ impl Cloud {
             spec,
             needs,
             broken: false,
+            unmade: 0,
             ready_at,
             gone_at: None,
         };
-        state.things.insert(handle, Arc::new(thing));
+        state.foreign.insert(handle, Arc::new(thing));
+    }
+    /// What belongs to others.
+    pub fn decoys(&self) -> Vec<Thing> {
+        self.inner.lock().foreign.values().map(|thing| Thing::clone(thing)).collect()
+    }
+    pub fn epoch(&self, uid: &str) -> Option<Epoch> {
+        self.inner.lock().epochs.get(uid).cloned()
     }
 
     /// Something happens to a thing that nobody asked for.
@@ -217,7 +281,7 @@ impl Cloud {
     pub fn remove_thing(&self, uid: &str, id: &Id) {
         let mut state = self.inner.lock();
         let which = |thing: &Thing| thing.uid == uid && thing.id == *id;
-        let user = |other: &Thing| state.things.values().any(|thing| which(thing) && rules::holds(other, thing));
+        let user = |other: &Thing| state.things.values().any(|thing| which(thing) && state.holds(other, thing));
         if !state.things.values().any(|other| user(other)) {
             state.vanish(which);
         }
@@ -247,6 +311,11 @@ impl State {
         self.past.push((now, self.things.clone()));
     }
 
+    /// The same world for all reads of the first half of the settle window (late effects have the other).
+    fn freeze(&mut self) {
+        self.frozen = Some((Instant::now() + self.manners.settle / 2, self.things.clone()));
+    }
+
     /// Deletions end, and late requests land, each at its own time, in order.
     fn pass_time(&mut self) {
         let now = Instant::now();
@@ -260,9 +329,9 @@ impl State {
                     self.vanish(|thing| thing.gone_at.is_some_and(|other| other <= end));
                 }
                 _ => {
-                    let (landing, uid, request) = self.faults.land();
+                    let (landing, uid, part) = self.faults.land();
                     self.moment = Some(landing);
-                    let _ = self.effect(&uid, &request, rules::Arrives::Late);
+                    let _ = self.effect(&uid, &part, rules::Arrives::Late);
                 }
             }
         }
@@ -280,8 +349,8 @@ impl State {
         if gone.is_empty() {
             return;
         }
-        let on_them =
-            self.things.values().filter(|thing| thing.id.kind == crate::engine::HOST && thing.needs.iter().any(|need| gone.contains(need)));
+        let lives_on = |thing: &&Arc<Thing>| matches!(thing.id.kind.as_str(), crate::engine::HOST | BLUEPRINT);
+        let on_them = self.things.values().filter(lives_on).filter(|thing| thing.needs.iter().any(|need| gone.contains(need)));
         let hosts: Vec<String> = on_them.map(|thing| thing.handle.clone()).collect();
         gone.extend(hosts);
         self.remember();
@@ -292,6 +361,11 @@ impl State {
     fn seen(&mut self) -> Things {
         self.pass_time();
         let settle = self.manners.settle;
+        if let Some((until, things)) = &self.frozen
+            && Instant::now() < *until
+        {
+            return things.clone();
+        }
         if settle.is_zero() || !self.random.random_bool(0.4) {
             return self.things.clone();
         }

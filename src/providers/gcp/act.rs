@@ -16,7 +16,7 @@ use std::time::Duration;
 
 /// Between looks at a machine that boots; the engine's deadline ends the waiting.
 const FIRST_LOOK: Duration = Duration::from_millis(250);
-const LONGEST_LOOK: Duration = Duration::from_secs(3);
+const LONGEST_LOOK: Duration = Duration::from_secs(1);
 
 /// Failed tries of one generation that Google may remember: it forgets them after an hour.
 const MOST_FAILED_BEFORE: u32 = 8;
@@ -91,7 +91,11 @@ impl Gcp {
     async fn settled(&self, request: &Request, handle: &str, progress: Progress<'_>) -> Answer<Option<Observed>> {
         let mut pause = FIRST_LOOK;
         loop {
-            match self.look_at(&request.id, handle).await? {
+            let seen = match request.id.kind.as_str() {
+                MACHINE => self.machine_together(&request.id, handle).await?,
+                _ => self.look_at(&request.id, handle).await?,
+            };
+            match seen {
                 Some(thing) if matches!(thing.phase, Phase::Pending | Phase::Deleting) => {
                     progress(match (&thing.phase, request.id.kind.as_str()) {
                         (Phase::Deleting, _) => "going",

@@ -22,6 +22,12 @@ const AT_ONCE: usize = 16;
 /// Compute kinds that are found by name and mark.
 const BY_NAME: [&str; 7] = [NETWORK, SUBNETWORK, FIREWALL, ADDRESS, HEALTH_CHECK, BACKEND_SERVICE, INSTANCE_GROUP];
 
+/// Between two lists of all machines, however many are waited for: Compute Engine allows 1,500 a minute.
+const APART: Duration = Duration::from_millis(250);
+
+/// When a list of all machines began, and what it said.
+pub type SharedList = tokio::sync::Mutex<Option<(Instant, Arc<Vec<Value>>)>>;
+
 impl Gcp {
     pub(super) async fn look_at_all(&self) -> Result<Vec<Observed>> {
         let looked = async {
@@ -97,6 +103,26 @@ impl Gcp {
     pub(super) async fn instances(&self) -> Answer<Vec<Value>> {
         let Some(instances) = collection(&self.api, MACHINE) else { return Ok(Vec::new()) };
         instances.list(self.place(""), &names::label_filter(&self.cluster.uid)).await
+    }
+
+    /// One list for all that wait for machines: it begins after each of them asked, and serves them together.
+    pub(super) async fn machine_together(&self, id: &Id, handle: &str) -> Answer<Option<Observed>> {
+        let asked = Instant::now();
+        let instances = {
+            let mut last = self.machines.lock().await;
+            if last.as_ref().is_none_or(|(began, _)| *began < asked) {
+                if let Some((began, _)) = &*last {
+                    tokio::time::sleep_until(*began + APART).await;
+                }
+                *last = Some((Instant::now(), Arc::new(self.instances().await?)));
+            }
+            last.as_ref().map(|(_, instances)| instances.clone()).unwrap_or_default()
+        };
+        match instances.iter().find(|instance| handle_of(instance) == handle) {
+            Some(instance) => self.machine(instance).await,
+            // A list may lag; what is asked for by name does not.
+            None => self.look_at(id, handle).await,
+        }
     }
 
     async fn machine(&self, instance: &Value) -> Answer<Option<Observed>> {

@@ -12,13 +12,13 @@ mod epoch;
 mod failure;
 mod filestore;
 mod look;
-mod names;
+pub(super) mod names;
 mod operations;
 mod read;
-mod request;
-mod resources;
+pub(super) mod request;
+pub(super) mod resources;
 mod retry;
-mod settings;
+pub(super) mod settings;
 mod sizes;
 
 use self::api::{Api, Collection, Place};
@@ -27,7 +27,7 @@ use self::resources::{ADDRESS, BACKEND_SERVICE, Catalog, FIREWALL, HEALTH_CHECK,
 use self::settings::Settings;
 use crate::blueprint::Blueprint;
 use crate::engine::handoff::EpochStore;
-use crate::engine::{Action, Cluster, Door, Inputs, Observed, Progress, Request, Resource, Verb};
+use crate::engine::{Action, Cluster, Door, Inputs, Observed, Pace, Progress, Request, Resource, Verb};
 use crate::error::{Context as _, Kind, Result};
 use crate::providers::ownership::{CLUSTER_NAME, CLUSTER_UID};
 use crate::providers::resources::{FILESYSTEM, LOAD_BALANCER, MACHINE, NETWORK};
@@ -52,6 +52,7 @@ pub struct Gcp {
     /// By the instance's number.
     host_keys: Mutex<HashMap<String, Vec<String>>>,
     offers: Mutex<BTreeMap<BTreeSet<String>, Catalog>>,
+    machines: look::SharedList,
 }
 
 /// What the loop inside is given: nothing secret, its machine's service account is its identity.
@@ -113,7 +114,7 @@ async fn region_of(api: &Api, settings: &Settings, cluster: &Cluster) -> Result<
 
 impl Gcp {
     fn new(cluster: Cluster, settings: Settings, api: Api) -> Gcp {
-        Gcp { cluster, settings, api, host_keys: Mutex::default(), offers: Mutex::default() }
+        Gcp { cluster, settings, api, host_keys: Mutex::default(), offers: Mutex::default(), machines: look::SharedList::default() }
     }
 
     fn place<'a>(&'a self, zone: &'a str) -> Place<'a> {
@@ -129,6 +130,14 @@ impl Door for Gcp {
 
     fn settle(&self) -> Duration {
         SETTLE
+    }
+
+    fn at_once(&self) -> usize {
+        request::AT_ONCE
+    }
+
+    fn pace(&self, request: &Request) -> Option<Pace> {
+        request::pace(request)
     }
 
     async fn observe(&self, _known: &[Observed]) -> Result<Vec<Observed>> {

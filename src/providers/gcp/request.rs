@@ -4,7 +4,7 @@ use super::names;
 use super::operations::last;
 use super::resources::*;
 use super::settings::Settings;
-use crate::engine::{Action, Cluster, Id, Inputs, Request, Verb};
+use crate::engine::{Action, Cluster, Id, Inputs, Pace, Request, Verb};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::providers::ownership::Mark;
 use crate::providers::resources::{FILESYSTEM, LOAD_BALANCER, ListenerSpec, MACHINE, NETWORK};
@@ -27,6 +27,14 @@ pub struct Body {
     /// Of a load balancer: its forwarding rules.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub rules: Vec<Value>,
+}
+
+/// Machines that boot, above all: one list serves all that wait.
+pub const AT_ONCE: usize = 256;
+
+/// Compute Engine allows 1,500 requests of a kind per project and minute ("Compute Engine rate quotas"); one request makes two or three.
+pub fn pace(request: &Request) -> Option<Pace> {
+    (request.verb != Verb::Await).then_some(Pace { bucket: "mutations", burst: 20, per_second: 8.0 })
 }
 
 /// For Delete, Repair and Await the handle says it all.

@@ -5,7 +5,7 @@
 //! (`world`): a host that does not answer keeps its machine. The operator comes with their own keys, the loop inside with the cluster's.
 
 mod access;
-mod balance;
+pub(super) mod balance;
 mod effects;
 mod hosts;
 mod networks;
@@ -13,7 +13,7 @@ mod preflight;
 mod record;
 mod shares;
 mod survey;
-mod wish;
+pub(super) mod wish;
 mod world;
 
 use crate::blueprint::Blueprint;
