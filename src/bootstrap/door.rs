@@ -100,7 +100,7 @@ impl Door for HostDoor {
 
     /// Each waits for its own machine most of the time; handshakes and uploads are bounded where they are made.
     fn at_once(&self) -> usize {
-        64
+        128
     }
 
     async fn observe(&self, known: &[Observed]) -> Result<Vec<Observed>> {

@@ -105,7 +105,13 @@ pub(super) fn random(seed: u64) -> Case {
         let fault = *kinds.choose(&mut random).expect("several");
         (random.random_range(0..life.len()), random.random_range(0..20), fault)
     });
-    Case { faults: faults.collect(), folder, then_down, ..clean(manners, life, seed) }
+    let mut faults: Vec<(usize, usize, Fault)> = faults.collect();
+    // When the repeat of a request is refused for good, the request itself counts as refused: only inside the window can it still show.
+    if faults.iter().any(|(.., fault)| *fault == Fault::Refused) {
+        let window = manners.settle * 4 / 10;
+        faults.retain(|(.., fault)| !matches!(fault, Fault::CrashLate(late) | Fault::LateSuccess(late) if *late > window));
+    }
+    Case { faults, folder, then_down, ..clean(manners, life, seed) }
 }
 
 const SMALL: Stage = Stage::Up { workers: 1, memory_gibibytes: 1 };

