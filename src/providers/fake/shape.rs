@@ -374,7 +374,7 @@ fn ssh_resources(blueprint: &Blueprint, context: &Context) -> Result<Vec<Resourc
         machine.spec["host"] = json!(places.get(&machine.id.name));
         machine.replace_on = vec!["role".into(), "host".into()];
     }
-    ssh::balance::place(&mut all, &[], &[])?;
+    ssh::balance::place(&mut all, &[], &ssh::world::World::default())?;
     Ok(all)
 }
 
@@ -396,6 +396,7 @@ fn gcp_settings() -> gcp::settings::Settings {
         project: "p".into(),
         region: "europe-west1".into(),
         endpoint: None,
+        file_endpoint: None,
         image: "debian-cloud/debian-12".into(),
         machine_types: BTreeMap::new(),
         service_account: "default".into(),

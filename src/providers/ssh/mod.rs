@@ -14,7 +14,7 @@ mod record;
 mod shares;
 mod survey;
 pub(super) mod wish;
-mod world;
+pub(super) mod world;
 
 use crate::blueprint::Blueprint;
 use crate::blueprint::providers::Ssh as Section;
