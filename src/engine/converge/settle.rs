@@ -124,6 +124,14 @@ impl Run<'_> {
     /// was sent. Updates, repairs and deletes are not sent again: the plan made from what is observed covers them.
     async fn resolve(&self, observed: &[Observed], asked: Instant) -> Result<bool> {
         let shows = |request: &Request| observed.iter().any(|thing| thing.id == request.id && thing.generation == request.generation);
+        // Another writer has made it meanwhile, as another generation: what is open here would be a second one. Not so the forerunner that
+        // this journal knows as deleted, and that a read of the past still shows.
+        let deleted = self.journal.deleted();
+        let is_former = |thing: &Observed| deleted.iter().any(|entry| entry.request.handle.as_deref() == Some(thing.handle.as_str()));
+        let others = |request: &Request| {
+            let there = observed.iter().filter(|thing| thing.id == request.id && thing.phase == Phase::Ready);
+            self.is_settled(asked) && there.filter(|thing| !is_former(thing)).count() > 0
+        };
         let mut open = Vec::new();
         for entry in self.journal.pending() {
             let request = &entry.request;
@@ -132,6 +140,7 @@ impl Run<'_> {
                 continue;
             }
             match (request.verb, shows(request)) {
+                (Verb::Create, false) if others(request) => self.journal.close(entry.sequence, State::Failed)?,
                 (Verb::Create, false) => open.push(entry),
                 (Verb::Create, true) => self.journal.close(entry.sequence, State::Done)?,
                 (Verb::Delete, false) => self.journal.close(entry.sequence, State::Done)?,

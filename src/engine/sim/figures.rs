@@ -71,7 +71,7 @@ fn request(cluster: &Cluster, action: &Action) -> Request {
 }
 
 /// When a token bucket lets the next one go that is ready at `after`.
-fn released<'a>(pace: Option<Pace>, after: Duration, buckets: &mut HashMap<&'a str, Duration>) -> Duration {
+fn released(pace: Option<Pace>, after: Duration, buckets: &mut HashMap<&str, Duration>) -> Duration {
     let Some(pace) = pace else { return after };
     let interval = Duration::from_secs_f64(1.0 / pace.per_second);
     let free = buckets.entry(pace.bucket).or_default();

@@ -284,16 +284,21 @@ impl<'a> Play<'a> {
             other => other,
         };
         let desired: Vec<Resource> = desired.iter().filter(|wish| wish.id.kind != BLUEPRINT).cloned().collect();
+        let mut last = String::new();
         for _ in 0..=self.case.faults.len() {
-            if let End::Converged = self.run(stage, &desired).await? {
-                return Ok(());
+            match self.run(stage, &desired).await? {
+                End::Converged => return Ok(()),
+                End::Failed(error) => last = format!("{} {:?}", error.chain(), error.hints()),
+                End::Crashed => last = "crashed".into(),
             }
         }
-        Err(Promise::Converges.broken("a quiet cluster did not stay so"))
+        Err(Promise::Converges.broken(format!("a quiet cluster did not stay so: {last}")))
     }
 
     /// One process; and when it is overtaken while it stands still, a second one on another computer, which does all of the work.
     async fn run(&self, stage: Stage, desired: &[Resource]) -> Result<End, Broken> {
+        // What happened to an earlier process is no news to this one.
+        let _ = (self.cloud.crash.notified().now_or_never(), self.cloud.usurped.notified().now_or_never());
         let first = self.process(stage, desired, self.journal(stage));
         tokio::pin!(first);
         let end = tokio::select! {

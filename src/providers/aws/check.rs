@@ -65,7 +65,7 @@ where
     const SAYS: [&str; 6] =
         ["UnauthorizedOperation", "OptInRequired", "PendingVerification", "Blocked", "InsufficientInstanceCapacity", "VcpuLimitExceeded"];
     let error = answer.err()?;
-    let told = error.code().is_some_and(|code| SAYS.iter().any(|one| code == *one));
+    let told = error.code().is_some_and(|code| SAYS.contains(&code));
     told.then(|| failure(what, &error))
 }
 

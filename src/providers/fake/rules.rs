@@ -96,7 +96,7 @@ impl State {
         let request = &part.request;
         if request.id.kind == HOST && request.verb != Verb::Delete {
             let needs: Vec<String> = serde_json::from_value(request.body["needs"].clone()).unwrap_or_default();
-            let gone = needs.iter().find(|need| !self.things.get(*need).is_some_and(|machine| machine.gone_at.is_none()));
+            let gone = needs.iter().find(|need| self.things.get(*need).is_none_or(|machine| machine.gone_at.is_some()));
             return gone.map_or(Ok(None), |machine| Err(Error::transient(format!("{machine} does not answer"))));
         }
         let Some(thing) = self.owned(uid, request)? else { return Err(Error::transient(format!("{} is not there", request.id))) };

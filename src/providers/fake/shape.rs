@@ -113,7 +113,7 @@ impl Shape {
     /// The handles of what this thing is built on, as the provider keeps them.
     pub(super) fn needs(self, cluster: &Cluster, action: &Action, body: &Value, inputs: &Inputs) -> Vec<String> {
         let mut needs: Vec<String> = match self {
-            _ if action.id.kind == HOST => vec![Id::new(MACHINE, &action.id.name)].iter().filter_map(|id| handle(inputs, id)).collect(),
+            _ if action.id.kind == HOST => handle(inputs, &Id::new(MACHINE, &action.id.name)).into_iter().collect(),
             _ if action.id.kind == BLUEPRINT => control_planes(inputs).take(1).collect(),
             Shape::Aws => aws_needs(action, body, inputs),
             Shape::Gcp => gcp_needs(cluster, action).iter().filter_map(|id| handle(inputs, id)).collect(),
@@ -368,7 +368,7 @@ fn local_resources(blueprint: &Blueprint, context: &Context) -> Result<Vec<Resou
 fn ssh_resources(blueprint: &Blueprint, context: &Context) -> Result<Vec<Resource>> {
     let mut all = neutral::expand(blueprint, context)?;
     let machines: Vec<String> = all.iter().filter(|one| one.id.kind == MACHINE).map(|one| one.id.name.clone()).collect();
-    let hosts: Vec<SshHost> = (0..machines.len()).map(|number| ssh_host(number)).collect();
+    let hosts: Vec<SshHost> = (0..machines.len()).map(ssh_host).collect();
     let places = ssh::wish::assign(blueprint, &hosts, &BTreeMap::new())?;
     for machine in all.iter_mut().filter(|resource| resource.id.kind == MACHINE) {
         machine.spec["host"] = json!(places.get(&machine.id.name));
