@@ -3,10 +3,12 @@
 //! `Display` prints only this layer's sentence ("could not ..."); the cause is kept apart and printed by the command line
 //! as its own line, so no text appears twice.
 
+use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// What went wrong, by who can mend it. Decides the exit code, nothing else.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What went wrong, by who can mend it. Decides the exit code and whether a try is repeated, nothing else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub enum Kind {
     /// The command line or a file given to it is wrong: exit code 1.
     Input,

@@ -54,6 +54,9 @@ impl HostWish {
 #[async_trait]
 pub trait HostSource: Send + Sync {
     async fn host(&self, machine: &str, wish: &HostWish, inputs: &Inputs) -> Result<HostSpec>;
+
+    /// Fails with `Kind::Conflict` when the writer of this epoch was overtaken: a host itself knows of no epochs.
+    async fn fence(&self, epoch: u64) -> Result<()>;
 }
 
 /// Sees hosts: over SSH, or through the cluster's own Node objects.
@@ -119,6 +122,7 @@ impl Door for HostDoor {
     async fn execute(&self, request: &Request, progress: Progress<'_>) -> Result<Option<Observed>> {
         let damaged = || format!("could not understand the request for {}", request.id);
         if request.verb == Verb::Delete {
+            self.source.fence(request.epoch).await?;
             let name = request.body["nodeName"].as_str().ok_or_else(|| Error::internal(damaged()))?;
             // Nobody on a machine that is dead could tell that its pods have ended.
             self.drain.drain(name, request.body["drain"] != false, progress).await?;
@@ -132,6 +136,8 @@ impl Door for HostDoor {
         spec.generation = request.generation;
         progress("waiting for sshd");
         let connection = self.ssh.connect(&body.target, PATIENCE).await?;
+        // The wait may have been long.
+        self.source.fence(request.epoch).await?;
         let marker = install::ensure(&connection, &spec, &self.program, progress).await.inspect_err(|error| {
             if error.kind == Kind::Transient {
                 self.ssh.forget(&request.id.name);

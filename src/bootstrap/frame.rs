@@ -58,21 +58,20 @@ pub struct Failure {
     pub message: String,
     pub cause: Option<String>,
     pub hints: Vec<String>,
-    /// Trying again may help.
-    pub transient: bool,
+    pub kind: Kind,
 }
 
 impl From<&Error> for Failure {
     fn from(error: &Error) -> Self {
         let chain = error.chain();
         let cause = chain.strip_prefix(&format!("{error}: ")).map(str::to_string);
-        Failure { message: error.to_string(), cause, hints: error.hints().to_vec(), transient: error.kind == Kind::Transient }
+        Failure { message: error.to_string(), cause, hints: error.hints().to_vec(), kind: error.kind }
     }
 }
 
 impl From<Failure> for Error {
     fn from(failure: Failure) -> Self {
-        let error = Error::new(if failure.transient { Kind::Transient } else { Kind::Host }, failure.message);
+        let error = Error::new(failure.kind, failure.message);
         let error = failure.hints.into_iter().fold(error, Error::hint);
         match failure.cause {
             Some(cause) => error.because(cause),

@@ -203,16 +203,17 @@ async fn send_image(order: &Order, sha256: &str, to: &mut (impl tokio::io::Async
     to.flush().await.or_fail(Kind::Transient, failed)
 }
 
-/// The cluster's keys from a control plane, for an operator whose state is lost. `None` when this machine has none.
+/// The cluster's keys from a control plane, for an operator who has none or others; an installation that is under way there ends
+/// first. `None` when this machine has none, or half of them.
 pub async fn keys(connection: &Connection) -> Result<Option<Trust>> {
     let (facts, _) = probe(connection).await?;
-    if facts.marker.is_none_or(|marker| marker.role != super::spec::CONTROL_PLANE) {
+    if facts.program.is_none() {
         return Ok(None);
     }
     let answer = converse(connection, Order::Keys, &|_| ()).await?;
     let files: BTreeMap<String, Vec<u8>> =
         answer.keys.into_iter().map(|file| (file.path.to_string_lossy().into_owned(), file.content)).collect();
-    Trust::from_files(&files, SystemTime::now()).map(Some)
+    Trust::complete(&files, SystemTime::now())
 }
 
 /// Brings archives to a control plane, where the loop inside finds them.

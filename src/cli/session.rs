@@ -37,6 +37,7 @@ pub struct Session {
     trust: Option<Arc<Trust>>,
     /// There was no record and nothing under this name: what this session wrote may go again.
     fresh: bool,
+    minds_interrupts: bool,
 }
 
 /// An API that restarts (its machine came back a moment ago) gets this long before the command line takes over.
@@ -67,8 +68,17 @@ impl Session {
         let fresh = known.is_none();
         let cluster = known.unwrap_or_else(|| Cluster { name: name.into(), uid: uuid::Uuid::new_v4().to_string() });
         let provider = providers::connect(&settings, &cluster).await?;
-        let cancel = super::interrupted_once()?;
-        Ok(Session { cluster, provider, cancel, settings, folder, state, trust: None, fresh })
+        let cancel = CancellationToken::new();
+        Ok(Session { cluster, provider, cancel, settings, folder, state, trust: None, fresh, minds_interrupts: false })
+    }
+
+    /// From here on the first Ctrl-C only cancels: what is in flight is finished. Before, nothing is, and it ends the process.
+    pub fn finish_what_is_begun(&mut self) -> Result<()> {
+        if !self.minds_interrupts {
+            super::on_first_interrupt(&self.cancel)?;
+            self.minds_interrupts = true;
+        }
+        Ok(())
     }
 
     /// The cluster's keys: from the state folder, else read back from a control plane that has them, else made now and kept.
@@ -76,15 +86,38 @@ impl Session {
         let state = self.state.as_ref().ok_or_else(|| Error::internal("a look must not make keys"))?;
         state.save(&Record { cluster: self.cluster.clone(), settings: self.settings.clone() })?;
         self.fresh = false;
-        let folder = self.folder.join("pki");
         let trust = match self.known_trust().await? {
             Some(trust) => trust,
             None => Trust::create(&self.cluster, SystemTime::now())?,
         };
-        trust.save(&folder)?;
+        self.keep_trust(trust)
+    }
+
+    fn keep_trust(&mut self, trust: Trust) -> Result<()> {
+        trust.save(&self.folder.join("pki"))?;
         self.provider.hold_key(&trust.ssh.private);
         self.trust = Some(Arc::new(trust));
         Ok(())
+    }
+
+    /// As the writer, which nobody else is from here on: another `up` that was at work since ours began may have installed machines, and
+    /// then its keys are the cluster's. True when ours were exchanged for them.
+    async fn adopt_trust(&mut self) -> Result<bool> {
+        let ours = self.trust()?.clone();
+        let observed = self.observe_provider().await?;
+        let theirs = recover::trust(&self.cluster, self.provider.as_ref(), &observed, &self.folder, Some(&ours)).await;
+        match theirs {
+            Ok(Some(theirs)) if theirs.ca != ours.ca || theirs.ssh.private != ours.ssh.private => {
+                tracing::info!("another kprov up has given the cluster its keys: they are ours now");
+                self.keep_trust(theirs).map(|()| true)
+            }
+            Ok(_) => Ok(false),
+            // A machine that boots or is ill tells nothing yet. Should it have other keys, it refuses ours later, and says so.
+            Err(error) => {
+                tracing::warn!("the cluster's keys could not be compared: {}", error.chain());
+                Ok(false)
+            }
+        }
     }
 
     /// As `establish_trust`, but for a look only: keys that nobody has yet are made up and forgotten.
@@ -105,7 +138,7 @@ impl Session {
             }
         }
         let observed = self.observe_provider().await?;
-        recover::trust(&self.cluster, self.provider.as_ref(), &observed, &self.folder).await
+        recover::trust(&self.cluster, self.provider.as_ref(), &observed, &self.folder, None).await
     }
 
     pub fn trust(&self) -> Result<&Arc<Trust>> {
@@ -185,13 +218,17 @@ impl Session {
         Ok(asked.filter_map(|thing| serde_json::from_value(thing.spec.clone()).ok()).collect())
     }
 
-    /// Becomes the writer, unless the loop inside is and works.
-    pub async fn writer(&self) -> Result<Writer> {
-        let store = self.provider.epochs();
-        match handoff::take(store, Wish::Act, &owner()).await? {
-            Writer::Inside(_) if !self.loop_works().await? => handoff::take(store, Wish::Seize, &owner()).await,
-            writer => Ok(writer),
-        }
+    /// Becomes the writer, unless the loop inside is and works. True when the cluster turned out to have other keys than ours: then
+    /// what was made from ours (a world) is void.
+    pub async fn writer(&mut self) -> Result<(Writer, bool)> {
+        let writer = handoff::take(self.provider.epochs(), Wish::Act, &owner()).await?;
+        let is_first = matches!(&writer, Writer::Us(epoch) if epoch.epoch == 1);
+        let adopted = !is_first && self.adopt_trust().await?;
+        let writer = match writer {
+            Writer::Inside(_) if !self.loop_works().await? => handoff::take(self.provider.epochs(), Wish::Seize, &owner()).await?,
+            writer => writer,
+        };
+        Ok((writer, adopted))
     }
 
     /// Raises the epoch to this command's own: whoever acted before is refused from now on.

@@ -46,26 +46,33 @@ pub async fn run(args: &Args) -> Result<ExitCode> {
     let Some(loaded) = terminal::read_blueprint(&args.file) else { return Ok(terminal::bad_input()) };
     let name = loaded.blueprint.metadata.name.clone();
     logging::to_file("up", &name)?;
-    let deadline = Instant::now() + Duration::from_secs(args.timeout);
     let mut session = Session::open(&name, Settings::of(&loaded.blueprint)).await?;
     session.establish_trust().await?;
-    let result = bring_up(args, &loaded, &mut session, deadline).await;
-    result.map(|()| ExitCode::SUCCESS)
+    bring_up(args, &loaded, &mut session).await.map(|()| ExitCode::SUCCESS)
 }
 
-async fn bring_up(args: &Args, loaded: &Loaded, session: &mut Session, deadline: Instant) -> Result<()> {
+async fn bring_up(args: &Args, loaded: &Loaded, session: &mut Session) -> Result<()> {
+    let patience = Duration::from_secs(args.timeout);
+    let mut deadline = Instant::now() + patience;
     let blueprint = &loaded.blueprint;
-    let world = session.world(blueprint, &loaded.images).await?;
+    let mut world = session.world(blueprint, &loaded.images).await?;
     let look = world.look().await?;
     let plan = look.plan;
     let mut progress = Progress::start();
     // A run that was killed right before the hand-off left nothing to make, but still a cluster to give to its loop.
     if !plan.is_empty() || !session.is_handed_over().await? {
-        if !plan.is_empty() && agree(&plan, args.yes, session).await? {
+        if !plan.is_empty() && agree(&plan, world.price(), args.yes)? {
+            // The time in which somebody read the plan is nobody's.
             progress.restart();
+            deadline = Instant::now() + patience;
         }
+        session.finish_what_is_begun()?;
         world.check(&plan).await?;
-        let observed = match session.writer().await? {
+        let (writer, adopted) = session.writer().await?;
+        if adopted {
+            world = session.world(blueprint, &loaded.images).await?;
+        }
+        let observed = match writer {
             Writer::Inside(_) => {
                 world.provider.prepare(&world.desired).await?;
                 hand_to_loop(session, &world, &progress).await?
@@ -84,6 +91,7 @@ async fn bring_up(args: &Args, loaded: &Loaded, session: &mut Session, deadline:
         // Nothing to change, but the loop may have lost an archive that it needs for the next machine.
         session.bring(&world.images, &look.observed, &progress).await?;
     }
+    session.finish_what_is_begun()?;
     let observed = tokio::select! {
         served = serve(session, loaded, deadline, &progress) => served?,
         // Only waiting is left: there is nothing in flight to finish.
@@ -94,12 +102,20 @@ async fn bring_up(args: &Args, loaded: &Loaded, session: &mut Session, deadline:
 }
 
 /// Shows the plan; goes on only when somebody said yes. True when somebody was asked.
-async fn agree(plan: &Plan, yes: bool, session: &Session) -> Result<bool> {
-    terminal::talk(format_args!("{plan}\n"));
-    if yes || terminal::confirm("Do this?", &session.cancel).await? {
+fn agree(plan: &Plan, price: Option<f64>, yes: bool) -> Result<bool> {
+    terminal::talk(format_args!("{}\n", shown(plan, price)));
+    if yes || terminal::confirm("Do this?")? {
         return Ok(!yes);
     }
     Err(Error::new(Kind::Interrupted, "could not go on: nobody agreed to the plan"))
+}
+
+/// The plan, and what all that the blueprint wants costs together, where that is known.
+pub fn shown(plan: &Plan, price: Option<f64>) -> String {
+    match price {
+        Some(price) => format!("{plan}\nAll of it together: about ${price:.2} an hour at list prices."),
+        None => plan.to_string(),
+    }
 }
 
 fn interrupted() -> Error {
@@ -110,7 +126,7 @@ fn interrupted() -> Error {
 /// With what it costs to leave everything as the failed run left it, where that is known.
 async fn priced(error: Error, session: &Session) -> Error {
     let there = session.observe_provider().await.unwrap_or_default();
-    match there.iter().filter_map(|thing| session.provider.price(thing)).sum::<f64>() {
+    match there.iter().filter_map(|thing| session.provider.price(&thing.id, &thing.spec)).sum::<f64>() {
         0.0 => error,
         price => error.hint(format!("what is there costs about ${price:.2} an hour at list prices, as long as it is left there")),
     }
@@ -137,7 +153,7 @@ async fn serve(session: &Session, loaded: &Loaded, deadline: Instant, progress: 
     let machines = all_machines(&loaded.blueprint);
     until_served(&watch, &loaded.blueprint, &machines, deadline, &|text| progress.waiting(text)).await?;
     let observed = session.observe_provider().await?;
-    until_resolving(&session.ssh()?, &observed).await?;
+    until_resolving(&session.ssh()?, &observed, deadline).await?;
     // What is served behind a host that one goes through is asked for by those inside.
     let reachable: Vec<Observed> = observed.iter().filter(|thing| thing.outputs["inside"] != true).cloned().collect();
     for (address, port, name) in endpoints(&reachable) {

@@ -121,6 +121,13 @@ pub async fn inside(store: &dyn EpochStore) -> Result<Option<u64>> {
     Ok(store.read().await?.filter(|epoch| epoch.owner == CLUSTER).map(|epoch| epoch.epoch))
 }
 
+/// Right before an effect at a receiver that keeps no epochs itself: refuses it to a writer that was overtaken.
+pub async fn fence(store: &dyn EpochStore, epoch: u64) -> Result<()> {
+    let Some(current) = store.read().await?.filter(|current| epoch < current.epoch) else { return Ok(()) };
+    Err(Error::conflict(format!("epoch {epoch} is over, {} writes now as {}", current.owner, current.epoch))
+        .hint("is another `kprov` at work on this cluster?"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -220,6 +227,8 @@ mod tests {
         let Writer::Us(first) = take(&store, Wish::Act, "cli:a:1").await.expect("a writer") else { panic!("nobody is inside") };
         let Writer::Us(second) = take(&store, Wish::Act, "cli:b:2").await.expect("a writer") else { panic!("nobody is inside") };
         assert_eq!(give(&store, &first).await.expect_err("fenced").kind, crate::error::Kind::Conflict);
+        assert_eq!(fence(&store, first.epoch).await.expect_err("fenced").kind, crate::error::Kind::Conflict);
+        fence(&store, second.epoch).await.expect("the owner");
         assert_eq!(give(&store, &second).await.expect("the owner"), epoch(3, CLUSTER));
         assert_eq!(give(&store, &second).await.expect("a lost reply, again"), epoch(3, CLUSTER));
     }

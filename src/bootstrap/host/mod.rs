@@ -11,7 +11,7 @@ mod remove;
 
 use super::frame::{self, Order, Report, Step};
 use super::spec::{self, HostSpec, MARKER, Marker, Service};
-use super::trust;
+use super::trust::{self, Trust};
 use crate::error::{Context, Error, Kind, Result};
 use crate::sys::files::Lock;
 use crate::sys::paths;
@@ -67,6 +67,7 @@ fn carry_out(order: Order, input: BufReader<Stdin>, reporter: &Reporter) -> Resu
         }
         Order::Remove => remove::everything(reporter).map(|()| None),
         Order::Keys => {
+            let _lock = one_at_a_time(reporter)?;
             let keys = disk::keys(Path::new(paths::PKI))?;
             reporter.send(&Report::Keys(keys)).or_fail(Kind::Transient, || "could not send the keys")?;
             Ok(None)
@@ -81,6 +82,7 @@ fn install(spec: &HostSpec, input: BufReader<Stdin>, reporter: &Reporter) -> Res
         return Err(Error::host(format!("could not install: this machine is {} of another cluster", marker.node_name))
             .hint("take it out of that cluster first: run `kprov host remove` on it"));
     }
+    keep_keys(spec)?;
     let program = disk::program_sum()?;
     let init = Init::detect()?;
     std::thread::scope(|scope| {
@@ -107,6 +109,23 @@ fn install(spec: &HostSpec, input: BufReader<Stdin>, reporter: &Reporter) -> Res
         images::sweep(&spec.images)?;
         Ok(marker)
     })
+}
+
+/// A control plane's keys are the cluster's: what is signed and encrypted with them is lost with them. Whoever comes with others (two
+/// `up` began at once) takes these over first.
+fn keep_keys(spec: &HostSpec) -> Result<()> {
+    let path = Path::new(paths::PKI).join("ca.crt");
+    let offered = spec.files.iter().find(|file| file.path == path).map(|file| file.content.as_slice());
+    let files = disk::keys(Path::new(paths::PKI))?.into_iter().map(|file| (file.path.to_string_lossy().into_owned(), file.content));
+    // Damaged ones are no keys.
+    let Ok(Some(kept)) = Trust::complete(&files.collect(), SystemTime::now()) else { return Ok(()) };
+    if kept.cluster.uid != spec.cluster_uid || offered.is_none_or(|offered| offered == kept.ca.certificate.as_bytes()) {
+        return Ok(());
+    }
+    Err(Error::conflict(
+        "could not install: another `kprov up` has given this machine the cluster's keys meanwhile, and they are not yours",
+    )
+    .hint("run the same command again: it takes those keys over"))
 }
 
 /// An earlier run, whose connection was lost, may still be at work.

@@ -74,9 +74,6 @@ impl Trust {
     /// `None` when nothing was ever saved there. `trust.json` is written last, so a crash while saving reads as "nothing", never as
     /// half of the keys. An administrator's certificate that is missing or old is issued again (in memory).
     pub fn load(folder: &Path, now: SystemTime) -> Result<Option<Trust>> {
-        if !folder.join(CLUSTER_FILE).try_exists().or_fail(Kind::Host, || format!("could not look into {}", folder.display()))? {
-            return Ok(None);
-        }
         let mut files = BTreeMap::new();
         for name in FILES {
             match std::fs::read(folder.join(name)) {
@@ -87,7 +84,12 @@ impl Trust {
                 }
             }
         }
-        Self::from_files(&files, now).map(Some)
+        Self::complete(&files, now)
+    }
+
+    /// From the files of a folder or of a control plane; `None` while the one that says "complete" is not among them.
+    pub fn complete(files: &BTreeMap<String, Vec<u8>>, now: SystemTime) -> Result<Option<Trust>> {
+        files.contains_key(CLUSTER_FILE).then(|| Self::from_files(files, now)).transpose()
     }
 
     /// From file contents by name (see [`Trust::files`]); used for the copy that a control plane keeps, too.

@@ -7,12 +7,14 @@ use crate::bootstrap::door::{HostSource, HostWish};
 use crate::bootstrap::install::Program;
 use crate::bootstrap::spec::{self, ControlPlane, HostSpec, Image, Node};
 use crate::bootstrap::trust::{ServerNames, Trust};
+use crate::engine::handoff;
 use crate::engine::{Id, Inputs, MACHINE, Observed, Resource};
 use crate::error::{Context, Error, Kind, Result};
 use crate::orchestrator::config::{self, AgentConfig, FilesystemMount, ServerConfig};
 use crate::providers::resources::FILESYSTEM;
 use crate::providers::{self, Provider};
 use crate::remote::{self, Side};
+use crate::sys::executable::sha256;
 use crate::sys::paths;
 use async_trait::async_trait;
 use parking_lot::RwLock;
@@ -67,11 +69,13 @@ impl Hosts {
         wish.resource(name, control.map(|control| Id::new(MACHINE, control)).chain(filesystems.iter().cloned()).collect())
     }
 
-    /// Changes when anything a host is told changes, but for what belongs to the machine itself (addresses, certificates).
+    /// Changes when anything a host is told changes, but for what belongs to the machine itself (addresses, its certificate).
     fn revision(&self, role: Role, shared: &Shared<'_>) -> String {
         let fabric = format!("{:?}", fabric(self.provider.fabric()));
+        let authority = sha256(self.trust.ca.certificate.as_bytes());
         let mut parts = vec![
             ("program", self.program.sha256()),
+            ("authority", &authority),
             ("role", role_name(role)),
             ("service network", config::SERVICE_CIDR),
             ("pod network", config::POD_CIDR),
@@ -170,6 +174,10 @@ impl HostSource for Hosts {
         let server_config = encode(&self.server(address)?)?;
         let provider = Some(self.provider_credentials().await?);
         spec::control_plane(node, ControlPlane { server_config, names, provider, port: config::API_PORT }, SystemTime::now())
+    }
+
+    async fn fence(&self, epoch: u64) -> Result<()> {
+        handoff::fence(self.provider.epochs(), epoch).await
     }
 }
 

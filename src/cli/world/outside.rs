@@ -45,6 +45,12 @@ impl Outside {
         look(&self.doors, &self.desired, &self.journal, &Options::new(0)).await
     }
 
+    /// US dollars an hour for everything that is desired, as far as its provider knows.
+    pub fn price(&self) -> Option<f64> {
+        let prices: Vec<f64> = self.desired.iter().filter_map(|thing| self.provider.price(&thing.id, &thing.spec)).collect();
+        (!prices.is_empty()).then(|| prices.iter().sum())
+    }
+
     /// What can be known before the first create; only for plans that make something.
     pub async fn check(&self, plan: &Plan) -> Result<()> {
         if plan.actions.iter().any(|action| action.verb == Verb::Create) { self.provider.check(&self.desired).await } else { Ok(()) }

@@ -95,7 +95,8 @@ pub async fn until_served(
     deadline: Instant,
     say: &(dyn Fn(&str) + Send + Sync),
 ) -> Result<()> {
-    watch.synced().await;
+    let synced = tokio::time::timeout_at(deadline, watch.synced()).await;
+    synced.map_err(|_| late(&[Waiting { what: "the cluster's API".into(), why: "it does not answer".into() }]))?;
     let [mut blueprints, mut nodes, mut deployments, mut replica_sets, mut daemon_sets, mut claims, mut pods] = watch.changes();
     let mut said = String::new();
     loop {
@@ -168,7 +169,7 @@ async fn answers(address: SocketAddr) -> bool {
 }
 
 /// Asks every machine's own DNS for a name that every cluster has; over SSH, since only nodes can ask.
-pub async fn until_resolving(ssh: &Ssh, machines: &[Observed]) -> Result<()> {
+pub async fn until_resolving(ssh: &Ssh, machines: &[Observed], deadline: Instant) -> Result<()> {
     let asked = machines.iter().filter(|thing| thing.id.kind == MACHINE).map(|machine| async move {
         let connection = ssh.connect(&Target::of(machine, Side::Outside)?, DNS_PATIENCE).await?;
         let output = connection.shell(RESOLVE, &[]).await?;
@@ -178,7 +179,8 @@ pub async fn until_resolving(ssh: &Ssh, machines: &[Observed]) -> Result<()> {
         let said = String::from_utf8_lossy(&output.stderr).trim().to_string();
         Err(Error::timeout(format!("could not get an answer from the cluster's DNS on {}", machine.id)).because(said))
     });
-    futures::future::try_join_all(asked).await.map(drop)
+    let answered = tokio::time::timeout_at(deadline, futures::future::try_join_all(asked)).await;
+    answered.map_err(|_| Error::timeout("could not get an answer from the cluster's DNS in time"))?.map(drop)
 }
 
 const DNS_PATIENCE: Duration = Duration::from_secs(20);

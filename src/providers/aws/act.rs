@@ -2,7 +2,7 @@
 
 use super::Aws;
 use super::machines::HOST_KEY;
-use crate::engine::handoff::EpochStore;
+use crate::engine::handoff;
 use crate::engine::{Observed, Phase, Progress, Request, Verb};
 use crate::error::{Error, Kind, Result};
 use crate::providers::ownership::Mark;
@@ -24,7 +24,8 @@ pub type SharedLook = Arc<tokio::sync::Mutex<Option<(Instant, Arc<Vec<Observed>>
 impl Aws {
     pub(super) async fn carry_out(&self, request: &Request, progress: Progress<'_>) -> Result<Option<Observed>> {
         if request.verb != Verb::Await {
-            self.fence(request).await?;
+            // AWS keeps no epochs: a writer whose epoch is over is stopped by its own look.
+            handoff::fence(self, request.epoch).await?;
         }
         let kind = request.id.kind.as_str();
         let things = self.look(kind).await?;
@@ -66,16 +67,6 @@ impl Aws {
                 Some(_) => self.ready(kind, handle, request).await,
                 None => Ok(None),
             },
-        }
-    }
-
-    /// AWS keeps no epochs: a writer whose epoch is over is stopped by its own look, right before each effect.
-    async fn fence(&self, request: &Request) -> Result<()> {
-        match EpochStore::read(self).await? {
-            Some(current) if request.epoch < current.epoch => {
-                Err(Error::conflict(format!("epoch {} is over, {} writes now as {}", request.epoch, current.owner, current.epoch)))
-            }
-            _ => Ok(()),
         }
     }
 

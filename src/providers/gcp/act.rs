@@ -8,7 +8,7 @@ use super::request::{Body, handle, of_handle};
 use super::resources::*;
 use super::retry;
 use crate::engine::{Observed, Phase, Progress, Request, Verb};
-use crate::error::{Context as _, Error, Kind, Result};
+use crate::error::{Context as _, Kind, Result};
 use crate::providers::resources::{FILESYSTEM, LOAD_BALANCER, MACHINE, NETWORK};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -303,9 +303,4 @@ type RemoveInstances = google_cloud_compute_v1::model::InstanceGroupsRemoveInsta
 fn key_lines(body: &Body) -> String {
     let items = body.resource["metadata"]["items"].as_array().into_iter().flatten();
     items.filter(|item| item["key"] == "ssh-keys").filter_map(|item| item["value"].as_str()).collect()
-}
-
-/// For callers above: a cluster whose epoch is over must not act.
-pub(super) fn is_over(request: &Request, current: u64) -> Option<Error> {
-    (request.epoch < current).then(|| Error::conflict(format!("epoch {} is over, {current} writes now", request.epoch)))
 }

@@ -6,10 +6,10 @@
 mod machine;
 
 use kprov::bootstrap::install::{self, Program};
-use kprov::bootstrap::spec::{HostSpec, Image, Marker, Node, Ready, Service, revision, worker};
+use kprov::bootstrap::spec::{File, HostSpec, Image, Marker, Node, Ready, Service, revision, worker};
 use kprov::bootstrap::trust::Trust;
 use kprov::engine::Cluster;
-use kprov::error::Result;
+use kprov::error::{Kind, Result};
 use kprov::remote::{Connection, Ssh};
 use kprov::sys::executable::{Executable, sha256};
 use kprov::sys::oci;
@@ -193,6 +193,35 @@ fn an_installation_cut_off_anywhere_is_finished_by_the_next() {
         };
         assert_eq!(leftovers("/usr/local/bin"), [""; 0]);
         assert_eq!(leftovers("/etc/kprov"), [""; 0]);
+    });
+}
+
+#[test]
+fn a_control_plane_keeps_its_keys_and_tells_them_to_whoever_comes_with_others() {
+    story(async |story| {
+        let machine = Machine::start("control-1", 2208, &story.trust, "");
+        let spec = |trust: &Trust| {
+            let pki = Path::new(kprov::sys::paths::PKI);
+            let mut spec = story.spec("{}");
+            spec.files.retain(|file| !file.path.starts_with(pki));
+            spec.files.extend(trust.files().into_iter().map(|(name, content)| File { path: pki.join(name), mode: 0o600, content }));
+            spec.revision = revision(&[("authority", &trust.ca.certificate)]);
+            spec
+        };
+        story.ensure(&machine, &spec(&story.trust)).await.unwrap();
+        let other = Trust::create(&story.trust.cluster, SystemTime::now()).unwrap();
+        let error = story.ensure(&machine, &spec(&other)).await.unwrap_err();
+        assert_eq!(error.kind, Kind::Conflict, "{}", error.chain());
+        let connection = story.connect(&machine).await.unwrap();
+        let kept = install::keys(&connection).await.unwrap().expect("it has keys");
+        assert!(kept.ca == story.trust.ca && kept.ssh == story.trust.ssh);
+
+        // Killed before they were complete: nobody has used them yet.
+        std::fs::remove_file(machine.file("/etc/kprov/pki/trust.json")).unwrap();
+        assert!(install::keys(&connection).await.unwrap().is_none());
+        story.ensure(&machine, &spec(&other)).await.unwrap();
+        let kept = install::keys(&connection).await.unwrap().expect("it has keys");
+        assert!(kept.ca == other.ca);
     });
 }
 
