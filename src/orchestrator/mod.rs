@@ -10,3 +10,4 @@ pub mod network;
 pub mod proxy;
 pub mod scheduler;
 pub mod store;
+mod upgrade;

@@ -2,6 +2,8 @@
 
 use crate::harness::{Operated, Story, assert_gone, http_get, text};
 use serde_json::Value;
+use std::io::{BufRead, BufReader, Write};
+use std::process::Stdio;
 
 fn json(text: &str) -> Value {
     serde_json::from_str(text).unwrap_or_else(|error| panic!("not JSON ({error}): {text}"))
@@ -90,8 +92,38 @@ spec:
     kubectl(&["label", "pod", "other", "colour=green"]);
     assert!(kubectl(&["get", "pods", "-l", "colour=green", "-o", "name"]).contains("pod/other"));
     kubectl(&["logs", "other"]);
+    streams(&story);
     kubectl(&["delete", "-f", manifest, "--timeout=60s"]);
     assert!(!story.kubectl(&["get", "pod", "other"]).status.success());
+}
+
+/// Commands in containers, with their output, their input and their end; ports of pods on this host.
+fn streams(story: &Story) {
+    assert!(story.kubectl_ok(&["exec", "other", "--", "/kprov", "schema"]).contains("\"Blueprint\""));
+    let failed = story.kubectl(&["exec", "other", "-c", "demo", "--", "/kprov", "validate", "/none.yaml"]);
+    assert!(failed.status.code() == Some(1) && text(&failed).contains("there is no such file"), "{}", text(&failed));
+    assert!(text(&failed).contains("exit code 1"), "{}", text(&failed));
+    let unknown = text(&story.kubectl(&["exec", "other", "-c", "none", "--", "/kprov"]));
+    assert!(unknown.contains("container none is not valid for pod other"), "{unknown}");
+    // An order that is none, on stdin: the answer says that it arrived.
+    let mut command = story.kubectl_command();
+    let mut child =
+        command.args(["exec", "-i", "other", "--", "/kprov", "host"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = child.spawn().expect("kubectl starts");
+    child.stdin.take().expect("stdin").write_all(b"kprov-frame 4\nnull\n").expect("written");
+    let answer = text(&child.wait_with_output().expect("kubectl ends"));
+    assert!(answer.contains("could not understand"), "{answer}");
+
+    let mut command = story.kubectl_command();
+    let mut forward = command.args(["port-forward", "pod/other", ":9090"]).stdout(Stdio::piped()).spawn().expect("kubectl starts");
+    let said = BufReader::new(forward.stdout.take().expect("stdout")).lines().next().expect("a line").expect("text");
+    let port = said.split("127.0.0.1:").nth(1).and_then(|rest| rest.split(' ').next()).unwrap_or_else(|| panic!("{said}")).to_string();
+    for _ in 0..3 {
+        let answer = http_get(&format!("127.0.0.1:{port}"), "/").expect("the pod answers");
+        assert!(answer.contains("Hello from other"), "{answer}");
+    }
+    forward.kill().expect("kill");
+    forward.wait().expect("kubectl ends");
 }
 
 #[test]

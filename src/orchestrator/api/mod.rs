@@ -6,6 +6,7 @@ mod authz;
 mod delete;
 mod documents;
 pub mod kinds;
+mod kubelets;
 mod logs;
 mod negotiate;
 mod object;
@@ -18,6 +19,7 @@ mod seed;
 mod serve;
 mod server;
 pub mod status;
+mod streams;
 mod subresources;
 #[cfg(test)]
 mod tests;

@@ -8,7 +8,7 @@ use super::respond::{self, Response};
 use super::route::{self, Route, Target};
 use super::status::{Answer, Status};
 use super::tokens::Keys;
-use super::{User, delete, documents, logs, read, reviews, seed, subresources, watch, write};
+use super::{User, delete, documents, logs, read, reviews, seed, streams, subresources, watch, write};
 use crate::error::{Context, Error, Kind, Result};
 use crate::orchestrator::client::{Body, Transport};
 use crate::orchestrator::config::ServerConfig;
@@ -16,6 +16,7 @@ use crate::orchestrator::store::{Redb, Store, Window};
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request};
+use hyper::upgrade::OnUpgrade;
 use parking_lot::Mutex;
 use std::os::unix::fs::DirBuilderExt;
 use std::sync::Arc;
@@ -53,6 +54,8 @@ pub(super) struct Call<'a> {
     pub headers: &'a HeaderMap,
     pub body: &'a Bytes,
     pub wanted: Wanted,
+    /// The connection, where the client would go on with it in another protocol.
+    pub upgrade: Option<OnUpgrade>,
     pub warnings: Mutex<Vec<String>>,
 }
 
@@ -68,6 +71,7 @@ impl<'a> Call<'a> {
             headers: self.headers,
             body: self.body,
             wanted: self.wanted,
+            upgrade: None,
             warnings: Mutex::default(),
         }
     }
@@ -87,6 +91,11 @@ impl Query {
     }
     pub fn all(&self, name: &str) -> impl Iterator<Item = &str> {
         self.0.iter().filter(move |(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
+    /// Those of these names that are given, encoded again.
+    pub fn only(&self, names: &[&str]) -> String {
+        let given = self.0.iter().filter(|(name, value)| names.contains(&name.as_str()) && !value.is_empty());
+        form_urlencoded::Serializer::new(String::new()).extend_pairs(given).finish()
     }
     pub fn flag(&self, name: &str) -> bool {
         self.all(name).next().is_some_and(|value| !matches!(value, "false" | "0"))
@@ -181,6 +190,8 @@ impl Server {
         let row = row.filter(|row| row.namespaced || target.namespace.is_empty() || row.plural == "namespaces");
         let row = row.ok_or_else(Status::no_such_resource)?;
         let verb = verb(request.method(), &target, &query).ok_or_else(Status::method_not_allowed)?;
+        // However a stream is asked for, it lets commands in.
+        let verb = if streams::is_stream(&target.subresource) { "create" } else { verb };
         let name = if target.name.is_empty() { read::selected_name(&row, &query) } else { target.name.clone() };
         authz::authorize(self, user, &Attributes::of(&target, verb, &name, &query))?;
         allowed(&row, &target, verb)?;
@@ -189,12 +200,16 @@ impl Server {
         if body.len() > MOST_BODY_BYTES {
             return Err(Status::too_large(MOST_BODY_BYTES));
         }
-        let call = Call { server: self, user, row, target, query, headers, body, wanted, warnings: Mutex::default() };
+        let upgrade = request.extensions().get::<OnUpgrade>().cloned();
+        let call = Call { server: self, user, row, target, query, headers, body, wanted, upgrade, warnings: Mutex::default() };
         if verb == "watch" {
             return watch::watch(&call);
         }
         if call.target.subresource == "log" {
             return logs::get(&call).await;
+        }
+        if streams::is_stream(&call.target.subresource) {
+            return streams::open(&call).await;
         }
         let _permit = self.permit(user).await?;
         let late = |_| Status::timeout("request did not complete within the allotted timeout", 0);

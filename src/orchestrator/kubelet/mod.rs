@@ -22,6 +22,7 @@ pub mod resources;
 pub mod sandbox;
 pub mod server;
 pub mod status;
+pub mod streams;
 pub mod termination;
 pub mod volumes;
 pub mod worker;

@@ -1,4 +1,4 @@
-//! The kubelet's own HTTPS server (port 10250): logs and health, for the cluster's API server and nobody else.
+//! The kubelet's own HTTPS server (port 10250): logs, streams and health, for the cluster's API server and nobody else.
 
 use super::Context;
 use super::container::log_path;
@@ -6,6 +6,7 @@ use super::cri::messages::{Container, Map};
 use super::logs::Options;
 use super::logs::follow::Reader;
 use super::observed::{LABEL_CONTAINER_NAME, LABEL_POD_NAME, LABEL_POD_NAMESPACE, LABEL_POD_UID};
+use super::streams::{self, Wanted};
 use crate::error::{Context as _, Kind, Result};
 use crate::orchestrator::client::{Body, Informer};
 use bytes::Bytes;
@@ -88,7 +89,7 @@ async fn serve(stream: TcpStream, acceptor: tokio_rustls::TlsAcceptor, context: 
         }
     });
     let builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
-    if let Err(error) = builder.serve_connection(TokioIo::new(stream), service).await {
+    if let Err(error) = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).await {
         tracing::debug!(%error, "a connection of the API server ended");
     }
 }
@@ -98,12 +99,25 @@ fn common_name(certificate: &CertificateDer) -> Option<String> {
     parsed.subject().iter_common_name().next()?.as_str().ok().map(str::to_owned)
 }
 
-async fn answer(context: Arc<Context>, pods: Informer<Pod>, request: Request<Incoming>) -> Response<Body> {
+async fn answer(context: Arc<Context>, pods: Informer<Pod>, mut request: Request<Incoming>) -> Response<Body> {
+    let uri = request.uri().clone();
+    let (path, query) = (uri.path().to_owned(), uri.query().unwrap_or_default());
+    let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
+    let wanted = match *parts.as_slice() {
+        ["exec", namespace, pod, container] => Some(Wanted::Exec { namespace, pod, container, query }),
+        ["attach", namespace, pod, container] => Some(Wanted::Attach { namespace, pod, container, query }),
+        ["portforward", namespace, pod] => Some(Wanted::PortForward { namespace, pod }),
+        _ => None,
+    };
+    if let Some(wanted) = wanted {
+        return streams::open(&context, wanted, &mut request).await.unwrap_or_else(|error| {
+            let status = if error.kind == Kind::Input { StatusCode::NOT_FOUND } else { StatusCode::INTERNAL_SERVER_ERROR };
+            plain(status, &error.chain())
+        });
+    }
     if request.method() != Method::GET {
         return plain(StatusCode::METHOD_NOT_ALLOWED, "only GET is served");
     }
-    let path = request.uri().path().to_owned();
-    let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
     match parts.as_slice() {
         ["healthz"] => plain(StatusCode::OK, "ok"),
         ["pods"] => json_answer(pod_list(&pods)),
@@ -111,9 +125,7 @@ async fn answer(context: Arc<Context>, pods: Informer<Pod>, request: Request<Inc
             Ok(value) => json_answer(value),
             Err(refusal) => plain(StatusCode::SERVICE_UNAVAILABLE, &refusal.message),
         },
-        ["containerLogs", namespace, pod, container] => {
-            logs(&context, namespace, pod, container, request.uri().query().unwrap_or_default()).await
-        }
+        ["containerLogs", namespace, pod, container] => logs(&context, namespace, pod, container, query).await,
         _ => plain(StatusCode::NOT_FOUND, "there is nothing at this path"),
     }
 }

@@ -201,9 +201,12 @@ const BUILTINS: &[Builtin] = &[
     row!("" "v1" "PersistentVolumeClaim" "persistentvolumeclaims" ["pvc"], Namespaced, [], Status, [STATUS], "io.k8s.api.core.v1.PersistentVolumeClaim"),
     row!("" "v1" "PersistentVolume" "persistentvolumes" ["pv"], Cluster, [], Status, [STATUS], "io.k8s.api.core.v1.PersistentVolume"),
     row!("" "v1" "Pod" "pods" ["po"], Namespaced, ["all"], Wanted, [
+        ("attach", "", "v1", "PodAttachOptions", &["create", "get"]),
         ("binding", "", "v1", "Binding", &["create"]),
         ("eviction", "policy", "v1", "Eviction", &["create"]),
+        ("exec", "", "v1", "PodExecOptions", &["create", "get"]),
         ("log", "", "", "", &["get"]),
+        ("portforward", "", "v1", "PodPortForwardOptions", &["create", "get"]),
         STATUS
     ], "io.k8s.api.core.v1.Pod"),
     row!("" "v1" "Secret" "secrets" [], Namespaced, [], Data, [], "io.k8s.api.core.v1.Secret"),

@@ -453,6 +453,50 @@ pub struct UpdateContainerResourcesRequest {
 }
 
 #[derive(Clone, PartialEq, Message)]
+pub struct ExecRequest {
+    #[prost(string, tag = "1")]
+    pub container_id: String,
+    #[prost(string, repeated, tag = "2")]
+    pub cmd: Vec<String>,
+    #[prost(bool, tag = "3")]
+    pub tty: bool,
+    #[prost(bool, tag = "4")]
+    pub stdin: bool,
+    #[prost(bool, tag = "5")]
+    pub stdout: bool,
+    #[prost(bool, tag = "6")]
+    pub stderr: bool,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct AttachRequest {
+    #[prost(string, tag = "1")]
+    pub container_id: String,
+    #[prost(bool, tag = "2")]
+    pub stdin: bool,
+    #[prost(bool, tag = "3")]
+    pub tty: bool,
+    #[prost(bool, tag = "4")]
+    pub stdout: bool,
+    #[prost(bool, tag = "5")]
+    pub stderr: bool,
+}
+
+/// The ports are named in the stream itself.
+#[derive(Clone, PartialEq, Message)]
+pub struct PortForwardRequest {
+    #[prost(string, tag = "1")]
+    pub pod_sandbox_id: String,
+}
+
+/// Of exec, attach and port-forward: where the runtime's own server waits for the stream.
+#[derive(Clone, PartialEq, Message)]
+pub struct StreamResponse {
+    #[prost(string, tag = "1")]
+    pub url: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
 pub struct ExecSyncRequest {
     #[prost(string, tag = "1")]
     pub container_id: String,

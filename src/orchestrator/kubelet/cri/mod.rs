@@ -187,6 +187,22 @@ impl Runtime {
         }
     }
 
+    /// The address of a stream to a new process in the container.
+    pub async fn exec_stream(&self, request: ExecRequest) -> Result<String, Refusal> {
+        Ok(self.runtime::<_, StreamResponse>("Exec", request, SHORT).await?.url)
+    }
+
+    /// The address of a stream to the container's own process.
+    pub async fn attach_stream(&self, request: AttachRequest) -> Result<String, Refusal> {
+        Ok(self.runtime::<_, StreamResponse>("Attach", request, SHORT).await?.url)
+    }
+
+    /// The address of a stream to ports of the sandbox.
+    pub async fn port_forward_stream(&self, sandbox: &str) -> Result<String, Refusal> {
+        let request = PortForwardRequest { pod_sandbox_id: sandbox.into() };
+        Ok(self.runtime::<_, StreamResponse>("PortForward", request, SHORT).await?.url)
+    }
+
     /// Opens a container's log file anew after it was renamed.
     pub async fn reopen_log(&self, id: &str) -> Result<(), Refusal> {
         self.runtime::<_, Empty>("ReopenContainerLog", Id { id: id.into() }, SHORT).await.map(drop)
