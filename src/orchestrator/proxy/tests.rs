@@ -345,6 +345,9 @@ fn packets_reach_services_from_pods_nodes_and_outside() {
     serve(outside, "10.88.0.1:8080", "outside");
     serve(node, "10.88.0.11:10256", "healthy");
     sh(&format!("ip -n {outside} route add 192.0.2.7 via 10.88.0.11"));
+    sh(&format!("ip -n {outside} address add 169.254.169.254/32 dev eth0"));
+    sh(&format!("ip -n {node} route add 169.254.169.254 via 10.88.0.1"));
+    serve(outside, "169.254.169.254:80", "credentials");
 
     let spec = |port: u16, more: Value| {
         let mut spec = json!({"type": "NodePort", "ports": [{"port": 80, "nodePort": port}]});
@@ -400,6 +403,9 @@ fn packets_reach_services_from_pods_nodes_and_outside() {
     // Pods reach the outside as their node; other ports of the node are not the proxy's.
     assert_eq!(ask(pod1, "10.88.0.1:8080"), "outside 10.88.0.11");
     assert_eq!(ask(outside, "10.88.0.11:32009"), "ConnectionRefused");
+    // What a cloud tells its machines is not for pods.
+    assert_eq!(ask(node, "169.254.169.254:80"), "credentials 10.88.0.11");
+    assert_eq!(ask(pod1, "169.254.169.254:80"), "ConnectionRefused");
 }
 
 /// Rules for one service with one endpoint elsewhere and node port 32000, on a node in its own namespace.

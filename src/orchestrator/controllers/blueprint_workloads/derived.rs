@@ -60,6 +60,9 @@ pub fn node_ports(
                 "ports": [node_port_of(port, node_port)],
             },
         });
+        if let Some(config) = spec.session_affinity_config {
+            service["spec"]["sessionAffinityConfig"] = json!(config);
+        }
         if let Some(address) = delivered.get(&balancer.name) {
             let shown = &mut service["spec"]["ports"][0];
             if shown["targetPort"].is_null() {
