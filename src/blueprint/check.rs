@@ -98,9 +98,6 @@ fn machines(spec: &Node, report: &mut dyn Report) {
     if control_planes == 0 {
         let message = "no machine has the role control-plane".to_string();
         report.report(place, &path, message, Some("one group needs `role: control-plane` and `count: 1`".into()));
-    } else if control_planes % 2 == 0 {
-        let message = format!("{control_planes} control-plane machines: an even number survives no more failures than one less");
-        report.report(place, &path, message, Some(format!("use {MOST_CONTROL_PLANES}")));
     } else if control_planes > MOST_CONTROL_PLANES {
         let message = format!("{control_planes} control-plane machines: their store is not replicated yet, so there can be only one");
         report.report(place, &path, message, Some(format!("use {MOST_CONTROL_PLANES}")));

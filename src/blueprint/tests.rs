@@ -197,7 +197,7 @@ fn control_planes_are_odd_and_present() {
     check(&machines("    []\n"), &["7:5 `spec.machines` is empty (at least one entry is needed)"]);
     check(
         &machines("    - {name: c, role: control-plane, count: 1}\n    - {name: d, role: control-plane, count: 3}\n"),
-        &["8:45 4 control-plane machines: an even number survives no more failures than one less (use 1)"],
+        &["8:45 4 control-plane machines: their store is not replicated yet, so there can be only one (use 1)"],
     );
     check(
         &machines("    - {name: c, role: control-plane, count: 3}\n"),

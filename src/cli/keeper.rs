@@ -32,10 +32,11 @@ use tokio_util::sync::CancellationToken;
 
 /// Without any event: providers can change without telling. Cheap (one observe), and long against any API's rate limit.
 const REST: Duration = Duration::from_secs(30);
-/// After a round that left something undone.
+/// After a round that left something undone; doubled up to [`REST`] while rounds achieve nothing (a quota that is full stays full).
 const AGAIN: Duration = Duration::from_secs(2);
-/// Before the hand-off, and after a fence, only the epoch is looked at; it is one small read of the provider.
-const NOT_YET: Duration = Duration::from_millis(250);
+/// Before the hand-off, and after a fence, only the epoch is looked at. The hand-off follows the Blueprint's creation, which wakes the
+/// loop, within milliseconds; without it the pauses double up to [`REST`], since every look is a request that somebody counts.
+const NOT_YET: Duration = Duration::from_millis(100);
 
 /// Ends only when told to; a provider that cannot be reached is tried again.
 pub async fn run(client: Client, informers: Informers, config: Arc<ServerConfig>, cancel: CancellationToken) -> Result<()> {
@@ -89,30 +90,38 @@ impl Keeper {
         let mut nodes = self.informers.nodes.changed();
         let mut services = self.informers.services.changed();
         let mut seen = String::new();
+        let mut idle = 0;
         loop {
-            let pause = match self.round(cancel).await {
-                Ok(pause) => pause,
-                Err(error) => {
-                    tracing::warn!("infrastructure: {}", error.chain());
-                    AGAIN
-                }
-            };
+            let end = self.round(cancel).await.unwrap_or_else(|error| {
+                tracing::warn!("infrastructure: {}", error.chain());
+                RoundEnd::Undone { effects: 0 }
+            });
+            idle = if end == (RoundEnd::Undone { effects: 0 }) || end == RoundEnd::NotTheWriter { idle + 1 } else { 0 };
             tokio::select! {
-                () = blueprints.wait() => {}
+                () = blueprints.wait() => idle = 0,
                 () = nodes.wait() => {}
                 () = services.wait() => {}
                 now = self.provider.changed(&seen) => seen = now.unwrap_or_default(),
-                () = sleep(pause) => {}
+                () = sleep(pause(end, idle)) => {}
             }
         }
     }
 
-    /// One look and what follows from it; how long to rest when nothing happens meanwhile.
-    async fn round(&self, cancel: &CancellationToken) -> Result<Duration> {
-        let Some(epoch) = handoff::inside(self.provider.epochs()).await? else { return Ok(NOT_YET) };
+    /// One look and what follows from it.
+    async fn round(&self, cancel: &CancellationToken) -> Result<RoundEnd> {
+        let Some(epoch) = handoff::inside(self.provider.epochs()).await? else { return Ok(RoundEnd::NotTheWriter) };
         // Absence decides nothing: a Blueprint that somebody deleted is not a wish for no machines.
-        let Some(object) = self.blueprints.get("", &self.hosts.trust.cluster.name) else { return Ok(REST) };
-        let blueprint = blueprint(&object);
+        let Some(object) = self.blueprints.get("", &self.hosts.trust.cluster.name) else { return Ok(RoundEnd::Quiet) };
+        let ended = self.act(epoch, &object, cancel).await;
+        if let Err(error) = &ended {
+            let failing = json!({"conditions": conditions(&object, "False", "Failing", &error.chain())});
+            self.write_status(&object, failing).await;
+        }
+        ended
+    }
+
+    async fn act(&self, epoch: u64, object: &BlueprintObject, cancel: &CancellationToken) -> Result<RoundEnd> {
+        let blueprint = blueprint(object);
         let known = self.hosts.images.read().clone();
         let kept = tokio::task::block_in_place(|| images::kept(&blueprint.spec, &known));
         *self.hosts.images.write() = kept;
@@ -124,8 +133,8 @@ impl Keeper {
         let ended = step(&self.doors, &desired, &self.journal, &options, &|event| tracing::info!("{event}")).await?;
         service_load_balancer::report(&self.client, &services, &balancers(&ended.observed)).await?;
         self.label(&ended.observed).await;
-        self.report(&object, &blueprint, &ended).await;
-        Ok(if ended.plan.is_empty() { REST } else { AGAIN })
+        self.report(object, &blueprint, &ended).await;
+        Ok(if ended.plan.is_empty() { RoundEnd::Quiet } else { RoundEnd::Undone { effects: ended.effects } })
     }
 
     async fn desired(&self, blueprint: &Blueprint, services: &[Arc<Service>]) -> Result<Vec<Resource>> {
@@ -159,24 +168,29 @@ impl Keeper {
         Value::Array(known.collect())
     }
 
-    /// Writes what this round saw into the Blueprint's status, when that says anything new.
+    /// Writes what this round saw into the Blueprint's status.
     async fn report(&self, object: &BlueprintObject, blueprint: &Blueprint, ended: &Step) {
         let nodes = self.informers.nodes.list();
         let machines = all_machines(blueprint);
         let ready = nodes.iter().filter(|node| waiting::is_ready(node)).count();
         let doing: Vec<String> = ended.plan.actions.iter().map(|action| format!("{}: {}", action.key(), action.reason)).collect();
         let failed: Vec<String> = ended.failed.iter().map(|(key, error)| format!("{key}: {}", error.chain())).collect();
-        let settled = ended.plan.is_empty() && ready == machines.len();
+        let (state, reason) = if ended.plan.is_empty() && ready == machines.len() { ("True", "AsWanted") } else { ("False", "Converging") };
         let message = failed.first().or(doing.first()).cloned().unwrap_or_else(|| format!("{ready} of {} nodes are ready", machines.len()));
         let status = json!({
-            "observedGeneration": object.metadata.generation,
             "machines": machines.len(),
             "readyMachines": ready,
             "doing": doing,
             "failed": failed,
             "loadBalancers": self.delivered(&ended.observed),
-            "conditions": conditions(object, settled, &message),
+            "conditions": conditions(object, state, reason, &message),
         });
+        self.write_status(object, status).await;
+    }
+
+    /// The newest version that was looked at, and what was found, when that says anything new.
+    async fn write_status(&self, object: &BlueprintObject, mut status: Value) {
+        status["observedGeneration"] = json!(object.metadata.generation);
         if object.status.as_ref().is_some_and(|kept| says_already(kept, &status)) {
             return;
         }
@@ -186,6 +200,24 @@ impl Keeper {
         if let Err(error) = self.client.patch::<BlueprintObject>("", name, "status", Patch::Merge, &patch).await {
             tracing::debug!("could not write the blueprint's status: {error}");
         }
+    }
+}
+
+/// What became of one round.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum RoundEnd {
+    Quiet,
+    Undone { effects: usize },
+    NotTheWriter,
+}
+
+/// How long to rest when nothing happens meanwhile; `idle` rounds in a row, this one included, achieved nothing.
+fn pause(end: RoundEnd, idle: u32) -> Duration {
+    let doubled = |first: Duration| (first * (1 << idle.saturating_sub(1).min(10))).min(REST);
+    match end {
+        RoundEnd::Quiet => REST,
+        RoundEnd::Undone { .. } => doubled(AGAIN),
+        RoundEnd::NotTheWriter => doubled(NOT_YET),
     }
 }
 
@@ -217,13 +249,11 @@ fn blueprint(object: &BlueprintObject) -> Blueprint {
 }
 
 /// The object's conditions with our `Ready` in its place: those that others keep stay. Its transition time moves only when its status does.
-fn conditions(object: &BlueprintObject, settled: bool, message: &str) -> Value {
-    let status = if settled { "True" } else { "False" };
+fn conditions(object: &BlueprintObject, status: &str, reason: &str, message: &str) -> Value {
     let kept = object.status.as_ref().and_then(|status| status["conditions"].as_array()).cloned().unwrap_or_default();
     let before = kept.iter().position(|condition| condition["type"] == "Ready");
     let same = before.map(|place| &kept[place]).filter(|condition| condition["status"] == status);
     let since = same.map_or_else(|| json!(time::now_text()), |condition| condition["lastTransitionTime"].clone());
-    let reason = if settled { "AsWanted" } else { "Converging" };
     let ready = json!({"type": "Ready", "status": status, "reason": reason, "message": message, "lastTransitionTime": since});
     let mut conditions = kept;
     match before {
@@ -251,17 +281,26 @@ mod tests {
         let theirs = json!({"type": "Approved", "status": "True", "reason": "Audit"});
         let ours = json!({"type": "Ready", "status": "True", "reason": "AsWanted", "message": "old", "lastTransitionTime": "2026-01-01T00:00:00Z"});
         let object = object(json!([theirs, ours]));
-        let same = conditions(&object, true, "new");
+        let same = conditions(&object, "True", "AsWanted", "new");
         assert_eq!(same[0], theirs);
         assert_eq!((&same[1]["message"], &same[1]["lastTransitionTime"]), (&json!("new"), &json!("2026-01-01T00:00:00Z")));
-        let other = conditions(&object, false, "new");
+        let other = conditions(&object, "False", "Converging", "new");
         assert_eq!((other.as_array().map(Vec::len), &other[0], &other[1]["status"]), (Some(2), &theirs, &json!("False")));
         assert_ne!(other[1]["lastTransitionTime"], ours["lastTransitionTime"]);
     }
 
     #[test]
+    fn rounds_that_achieve_nothing_come_less_and_less_often() {
+        let seconds = |end, idle| pause(end, idle).as_secs_f64();
+        assert_eq!([1, 2, 3, 4, 5, 60].map(|idle| seconds(RoundEnd::Undone { effects: 0 }, idle)), [2.0, 4.0, 8.0, 16.0, 30.0, 30.0]);
+        assert_eq!(seconds(RoundEnd::Undone { effects: 3 }, 0), 2.0);
+        assert_eq!([1, 2, 9, 10].map(|idle| seconds(RoundEnd::NotTheWriter, idle)), [0.1, 0.2, 25.6, 30.0]);
+        assert_eq!(seconds(RoundEnd::Quiet, 0), 30.0);
+    }
+
+    #[test]
     fn the_first_report_brings_the_first_condition() {
-        let first = conditions(&object(json!(null)), false, "making machines");
+        let first = conditions(&object(json!(null)), "False", "Converging", "making machines");
         assert_eq!((first.as_array().map(Vec::len), &first[0]["type"], &first[0]["status"]), (Some(1), &json!("Ready"), &json!("False")));
     }
 }

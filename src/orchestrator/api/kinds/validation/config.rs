@@ -3,9 +3,8 @@
 use super::common::{IMMUTABLE, Problems, bytes_of};
 use super::{Case, names};
 use crate::blueprint;
-use crate::orchestrator::api::kinds::json::{integer, list, map, text, truth};
+use crate::orchestrator::api::kinds::json::{list, map, text, truth};
 use crate::orchestrator::api::status::Cause;
-use serde::Deserialize;
 use serde_json::Value;
 use std::collections::HashSet;
 
@@ -116,18 +115,14 @@ pub fn node(case: &Case, problems: &mut Problems) {
     }
 }
 
-/// Only the shape: whether the machines it wants make sense is the planner's to say.
+/// What `kprov validate` says of a file, said of the object.
 pub fn blueprint(case: &Case, problems: &mut Problems) {
     let spec = &case.new["spec"];
-    if let Err(error) = blueprint::schema::Spec::deserialize(spec) {
-        let provider = spec.get("provider").cloned().unwrap_or(Value::Null);
-        problems.invalid("spec", &provider, &error.to_string());
-    }
-    for (at, group) in list(spec, "/machines").iter().enumerate() {
-        problems.syntax(group, "name", &format!("spec.machines[{at}]"), names::dns_label);
-        if text(group, "/role") == "control-plane" && integer(group, "/count") == Some(0) {
-            problems.invalid(format!("spec.machines[{at}].count"), &0.into(), "a cluster keeps at least one control plane");
-        }
+    for problem in blueprint::from_object(case.new).err().into_iter().flat_map(|found| found.0) {
+        let path = if problem.path.is_empty() { "spec" } else { &problem.path };
+        let value = case.new.pointer(&format!("/{}", path.replace(']', "").replace(['[', '.'], "/")));
+        let hint = problem.hint.map(|hint| format!(" ({hint})")).unwrap_or_default();
+        problems.invalid(path, value.unwrap_or(&Value::Null), &format!("{}{hint}", problem.message));
     }
     if let Some(old) = case.old
         && old.pointer("/spec/provider") != spec.get("provider")
@@ -224,7 +219,14 @@ mod tests {
         let mut bad = good.clone();
         bad["spec"]["machines"][0]["count"] = "three".into();
         let found = problems("kprov.dev", "Blueprint", bad, None);
-        assert!(found.len() == 1 && found[0].starts_with("spec: Invalid value: ") && found[0].contains("three"), "{found:?}");
+        assert!(found.len() == 1 && found[0].starts_with("spec.machines[0].count: Invalid value: \"three\": "), "{found:?}");
+        let mut senseless = good.clone();
+        senseless["spec"]["machines"][0]["count"] = 3.into();
+        let found = problems("kprov.dev", "Blueprint", senseless, None);
+        assert!(
+            found.len() == 1 && found[0].starts_with("spec.machines[0].count: Invalid value: 3: 3 control-plane machines"),
+            "{found:?}"
+        );
         let mut moved = good.clone();
         moved["spec"]["provider"] = "aws".into();
         check("kprov.dev", "Blueprint", moved, Some(good), &["spec.provider: Invalid value: \"aws\": field is immutable"]);
