@@ -1,6 +1,6 @@
 //! `kprov doctor`: what this host lacks for the local provider, and how to get it.
 
-use super::terminal::{self, paint};
+use super::terminal::{self, paint_data};
 use crate::error::{Kind, Result};
 use crate::providers::local;
 use std::fmt::Write;
@@ -21,10 +21,10 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     } else {
         let mut text = String::new();
         for finding in &findings {
-            let mark = if finding.ok { paint("32", "✓") } else { paint("31", "✗") };
+            let mark = if finding.ok { paint_data("32", "✓") } else { paint_data("31", "✗") };
             let _ = writeln!(text, "{mark} {}: {}", finding.what, finding.detail);
             if !finding.ok {
-                let _ = writeln!(text, "  {} {}", paint("36", "hint:"), finding.fix);
+                let _ = writeln!(text, "  {} {}", paint_data("36", "hint:"), finding.fix);
             }
         }
         terminal::print(text)?;

@@ -35,18 +35,19 @@ pub struct Args {
 pub async fn run(args: &Args) -> Result<ExitCode> {
     let Some((name, settings)) = target(args).await? else { return Ok(terminal::bad_input()) };
     logging::to_file("down", &name)?;
-    let session = Session::open(&name, settings).await?;
+    let mut session = Session::open(&name, settings).await?;
     let world = session.way_down()?;
     let look = world.look().await?;
     let mut progress = Progress::start();
     if !look.plan.is_empty() {
         terminal::talk(format_args!("{}\n", look.plan));
-        if !args.yes && !terminal::confirm(&format!("Take {name} away for good?"), &session.cancel).await? {
+        if !args.yes && !terminal::confirm(&format!("Take {name} away for good?"))? {
             return Err(Error::new(Kind::Interrupted, "could not go on: nobody agreed to the plan"));
         }
         if !args.yes {
             progress.restart();
         }
+        session.finish_what_is_begun()?;
         let epoch = session.seize().await?;
         world.converge(epoch, Instant::now() + Duration::from_secs(args.timeout), &progress).await?;
     }

@@ -1,6 +1,8 @@
-//! `kprov iam aws`: the policies that kprov needs, as JSON.
+//! `kprov iam aws`: the policy that the operator needs, or the loop inside has, as JSON.
 
+use super::terminal;
 use crate::engine::Cluster;
+use crate::error::Result;
 use crate::providers::aws::iam;
 
 #[derive(Debug, clap::Args)]
@@ -14,8 +16,9 @@ pub struct Args {
     inside: bool,
 }
 
-pub fn run(args: &Args) {
+pub fn run(args: &Args) -> Result<()> {
     debug_assert_eq!(args.provider, "aws", "the one that has policies");
     let any = Cluster { name: "NAME".into(), uid: "UID".into() };
-    println!("{}", if args.inside { iam::loop_policy(&any, "*") } else { iam::operator_policy() });
+    let policy = if args.inside { iam::loop_policy(&any, "*") } else { iam::operator_policy() };
+    terminal::print(format_args!("{policy}\n"))
 }

@@ -2,10 +2,11 @@
 
 use super::{state, terminal};
 use crate::blueprint::ProviderName;
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::providers::{self, Settings};
 use serde_json::json;
 use std::collections::BTreeMap;
+use std::process::ExitCode;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -17,7 +18,8 @@ pub struct Args {
     output: Option<String>,
 }
 
-pub async fn run(args: &Args) -> Result<()> {
+/// Fails, after the list, when somebody could not be asked: it may be longer than it looks.
+pub async fn run(args: &Args) -> Result<ExitCode> {
     let records = state::all();
     let mut clusters: BTreeMap<(String, ProviderName), (String, &str)> = BTreeMap::new();
     for record in &records {
@@ -28,33 +30,27 @@ pub async fn run(args: &Args) -> Result<()> {
     places.extend(args.provider.iter().copied().chain([ProviderName::Local]).map(Settings::plain));
     places.sort_by_key(|settings| (settings.provider, settings.location.clone()));
     places.dedup();
-    let mut unknown = false;
+    let mut unknown = None;
     for settings in &places {
         match providers::clusters(settings).await {
             Ok(found) => clusters.extend(found.into_iter().map(|cluster| ((cluster.name, settings.provider), (cluster.uid, "exists")))),
             Err(error) => {
-                unknown = true;
-                terminal::talk(format_args!("could not ask {}: {}", settings.provider, error.chain()));
-                error.hints().iter().for_each(|hint| terminal::talk(format_args!("  hint: {hint}")));
+                let failed = Error::new(error.kind, format!("could not ask {}", settings.provider)).because(error);
+                terminal::print_error(&failed);
+                unknown = Some(failed.kind);
             }
         }
     }
+    let code = ExitCode::from(unknown.map_or(0, Kind::exit_code));
     if args.output.is_some() {
-        let rows: Vec<_> = clusters
-            .iter()
-            .map(|((name, provider), (uid, state))| json!({"name": name, "provider": provider, "uid": uid, "exists": *state == "exists"}))
-            .collect();
-        terminal::print_json(&rows)?;
-        return Ok(());
+        let row = |((name, provider), (uid, state)): (&(String, ProviderName), &(String, &str))| json!({"name": name, "provider": provider, "uid": uid, "exists": *state == "exists"});
+        terminal::print_json(&clusters.iter().map(row).collect::<Vec<_>>())?;
+    } else if !clusters.is_empty() {
+        let head = format!("{:<24} {:<10} {:<38} STATE\n", "NAME", "PROVIDER", "UID");
+        let rows = clusters.iter().map(|((name, provider), (uid, state))| format!("{name:<24} {provider:<10} {uid:<38} {state}\n"));
+        terminal::print(head + &rows.collect::<String>())?;
+    } else if unknown.is_none() {
+        terminal::talk("No clusters. Start with: kprov init > shop.yaml && kprov up shop.yaml");
     }
-    if clusters.is_empty() && unknown {
-        return Ok(());
-    }
-    if clusters.is_empty() {
-        terminal::talk(format_args!("No clusters. Start with: kprov init > shop.yaml && kprov up shop.yaml"));
-        return Ok(());
-    }
-    let head = format!("{:<24} {:<10} {:<38} STATE\n", "NAME", "PROVIDER", "UID");
-    let rows = clusters.iter().map(|((name, provider), (uid, state))| format!("{name:<24} {provider:<10} {uid:<38} {state}\n"));
-    terminal::print(head + &rows.collect::<String>())
+    Ok(code)
 }

@@ -4,7 +4,8 @@ use crate::error::{Context, Kind, Result};
 use crate::sys::paths;
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use tracing_subscriber::EnvFilter;
 
 /// `KPROV_LOG` takes tracing's filter syntax.
@@ -16,8 +17,15 @@ pub fn to_stderr() {
     let _ = tracing_subscriber::fmt().with_env_filter(filter("info")).with_writer(std::io::stderr).with_ansi(false).try_init();
 }
 
+static FILE: OnceLock<PathBuf> = OnceLock::new();
+
+/// Where this command's full log is, if it keeps one.
+pub fn file() -> Option<&'static Path> {
+    FILE.get().map(PathBuf::as_path)
+}
+
 /// Appends to `$KPROV_HOME/log/<command>-<cluster>.log`; past 10 MiB the old one is kept once as `.old`.
-pub fn to_file(command: &str, cluster: &str) -> Result<PathBuf> {
+pub fn to_file(command: &str, cluster: &str) -> Result<()> {
     let folder = paths::home().join("log");
     super::state::private_folder(&folder)?;
     let path = folder.join(format!("{command}-{cluster}.log"));
@@ -35,5 +43,6 @@ pub fn to_file(command: &str, cluster: &str) -> Result<PathBuf> {
         .with_writer(std::sync::Mutex::new(file))
         .with_ansi(false)
         .try_init();
-    Ok(path)
+    let _ = FILE.set(path);
+    Ok(())
 }

@@ -104,6 +104,9 @@ pub fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             terminal::print_error(&error);
+            if let Some(log) = logging::file() {
+                terminal::talk(format_args!("  everything that happened: {}", log.display()));
+            }
             ExitCode::from(error.kind.exit_code())
         }
     }
@@ -115,7 +118,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Plan(args) => return runtime(2)?.block_on(plan::run(&args)),
         Command::Down(args) => return runtime(2)?.block_on(down::run(&args)),
         Command::Status(args) => return runtime(2)?.block_on(status::run(&args)),
-        Command::List(args) => runtime(1)?.block_on(list::run(&args))?,
+        Command::List(args) => return runtime(1)?.block_on(list::run(&args)),
         Command::Kubeconfig(args) => kubeconfig::run(&args)?,
         Command::Ssh(args) => return runtime(1)?.block_on(ssh::run(&args)),
         Command::Doctor(args) => return doctor::run(&args),
@@ -124,7 +127,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Init(args) => init::run(&args)?,
         Command::Completions(args) => completions::run(&args)?,
         #[cfg(feature = "aws")]
-        Command::Iam(args) => iam::run(&args),
+        Command::Iam(args) => iam::run(&args)?,
         Command::Image(args) => image::run(&args)?,
         Command::Resolve(args) => resolve::run(&args)?,
         Command::Server(args) => {
@@ -167,16 +170,15 @@ fn until_terminated() -> Result<tokio_util::sync::CancellationToken> {
     Ok(cancel)
 }
 
-/// Cancelled by the first Ctrl-C, SIGTERM or closing of the terminal: start nothing new, finish what is in flight. The second ends the
+/// The first Ctrl-C, SIGTERM or closing of the terminal cancels: start nothing new, finish what is in flight. The second ends the
 /// process, which every step survives.
-fn interrupted_once() -> Result<tokio_util::sync::CancellationToken> {
+fn on_first_interrupt(cancel: &tokio_util::sync::CancellationToken) -> Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
     let failed = |error: std::io::Error| Error::new(Kind::Host, "could not handle signals").because(error);
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
     // Under nohup a closed terminal means nothing.
     let mut hang_up = if ignores_hang_up() { None } else { Some(signal(SignalKind::hangup()).map_err(failed)?) };
-    let cancel = tokio_util::sync::CancellationToken::new();
     let cancelled = cancel.clone();
     tokio::spawn(async move {
         let closed = async {
@@ -199,7 +201,7 @@ fn interrupted_once() -> Result<tokio_util::sync::CancellationToken> {
         }
         std::process::exit(i32::from(Kind::Interrupted.exit_code()));
     });
-    Ok(cancel)
+    Ok(())
 }
 
 /// Whoever started us wants us to outlive the terminal.

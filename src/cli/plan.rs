@@ -1,7 +1,9 @@
 //! `kprov plan FILE`: what `up` would do, and nothing else.
 
 use super::session::Session;
-use super::{logging, terminal};
+use super::{logging, terminal, up};
+use crate::blueprint::Loaded;
+use crate::engine::plan::Plan;
 use crate::error::Result;
 use crate::providers::Settings;
 use std::path::PathBuf;
@@ -24,15 +26,20 @@ pub async fn run(args: &Args) -> Result<ExitCode> {
     let name = &loaded.blueprint.metadata.name;
     logging::to_file("plan", name)?;
     let mut session = Session::open(name, Settings::of(&loaded.blueprint)).await?;
-    session.borrow_trust().await?;
-    let world = session.world(&loaded.blueprint, &loaded.images).await?;
-    let plan = world.look().await?.plan;
+    let seen = look(&mut session, &loaded).await;
     session.close();
+    let (plan, price) = seen?;
     if args.output.is_some() {
         terminal::print_json(&plan)?;
     } else {
-        terminal::print(format_args!("{plan}\n"))?;
+        terminal::print(format_args!("{}\n", up::shown(&plan, price)))?;
     }
     let changes = args.exit_code && !plan.is_empty();
     Ok(if changes { ExitCode::from(2) } else { ExitCode::SUCCESS })
+}
+
+async fn look(session: &mut Session, loaded: &Loaded) -> Result<(Plan, Option<f64>)> {
+    session.borrow_trust().await?;
+    let world = session.world(&loaded.blueprint, &loaded.images).await?;
+    Ok((world.look().await?.plan, world.price()))
 }

@@ -2,7 +2,7 @@
 
 use super::session::Session;
 use super::state::{self, Named, Record};
-use super::terminal::{self, paint};
+use super::terminal::{self, paint_data};
 use super::world::hosts::all_machines;
 use super::world::served::Watch;
 use super::world::waiting::{Waiting, is_ready, keeping, waiting};
@@ -123,14 +123,14 @@ impl Picture {
 
 impl fmt::Display for Picture {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let state = if self.is_well() { paint("32", "as wanted") } else { paint("33", "not as wanted yet") };
+        let state = if self.is_well() { paint_data("32", "as wanted") } else { paint_data("33", "not as wanted yet") };
         writeln!(out, "{}: {state} (writer: {})", self.name, self.writer)?;
         for thing in &self.things {
             let address = thing.outputs["address"].as_str().unwrap_or("");
             writeln!(out, "  {:<28} {:<16} {}", thing.id.to_string(), address, phase(&thing.phase))?;
         }
         match &self.inside {
-            Err(error) => writeln!(out, "{} {}", paint("31", "inside:"), error.chain()),
+            Err(error) => writeln!(out, "{} {}", paint_data("31", "inside:"), error.chain()),
             Ok(inside) => inside.fmt(out),
         }
     }
@@ -158,9 +158,9 @@ impl fmt::Display for Inside {
 
 fn phase(phase: &Phase) -> String {
     match phase {
-        Phase::Ready => paint("32", "ready"),
-        Phase::Pending => paint("33", "pending"),
-        Phase::Deleting => paint("33", "going"),
-        Phase::Broken(why) => paint("31", &format!("broken: {why}")),
+        Phase::Ready => paint_data("32", "ready"),
+        Phase::Pending => paint_data("33", "pending"),
+        Phase::Deleting => paint_data("33", "going"),
+        Phase::Broken(why) => paint_data("31", &format!("broken: {why}")),
     }
 }

@@ -8,15 +8,20 @@ use std::fmt::Display;
 use std::io::{BufRead, IsTerminal, Write};
 use std::path::Path;
 use std::process::ExitCode;
-use tokio_util::sync::CancellationToken;
+
+/// Coloured talk, for stderr.
+pub fn paint(code: &str, text: &str) -> String {
+    coloured(std::io::stderr().is_terminal(), code, text)
+}
+
+/// Coloured data, for stdout.
+pub fn paint_data(code: &str, text: &str) -> String {
+    coloured(std::io::stdout().is_terminal(), code, text)
+}
 
 /// Colour only where somebody sees it, and never against NO_COLOR.
-pub fn paint(code: &str, text: &str) -> String {
-    if std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none() {
-        format!("\x1b[{code}m{text}\x1b[0m")
-    } else {
-        text.to_string()
-    }
+fn coloured(is_seen: bool, code: &str, text: &str) -> String {
+    if is_seen && std::env::var_os("NO_COLOR").is_none() { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_string() }
 }
 
 /// Data, whole, to stdout. A reader that went away (`| head -1`) has what it wanted; a disk that is full is an error.
@@ -87,20 +92,14 @@ pub fn print_warnings(warnings: &[String]) {
     }
 }
 
-/// Asks on a terminal; without one there is nobody to ask, so the answer must have been given by `--yes`. Ctrl-C is a no, at once.
-pub async fn confirm(question: &str, cancel: &CancellationToken) -> Result<bool> {
+/// Asks on a terminal; without one there is nobody to ask, so the answer must have been given by `--yes`.
+pub fn confirm(question: &str) -> Result<bool> {
     if !std::io::stdin().is_terminal() {
         return Err(Error::input("there is no terminal to ask on").hint("add --yes to go on without being asked"));
     }
     let _ = write!(std::io::stderr(), "{question} [y/N] ");
-    let (answered, answer) = tokio::sync::oneshot::channel();
-    // A thread of its own: nothing can wake a read from a terminal, and the process must be able to end without it.
-    std::thread::spawn(move || {
-        let mut line = String::new();
-        let _ = std::io::stdin().lock().read_line(&mut line);
-        let _ = answered.send(line);
-    });
-    let line = cancel.run_until_cancelled(answer).await.and_then(std::result::Result::ok).unwrap_or_default();
+    let mut line = String::new();
+    let _ = std::io::stdin().lock().read_line(&mut line);
     Ok(matches!(line.trim(), "y" | "Y" | "yes"))
 }
 

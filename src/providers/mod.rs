@@ -15,7 +15,7 @@ pub mod ssh;
 
 use crate::blueprint::{Blueprint, ProviderName};
 use crate::engine::handoff::EpochStore;
-use crate::engine::{Cluster, Door, Observed, Resource};
+use crate::engine::{Cluster, Door, Id, Observed, Resource};
 use crate::error::{Context as _, Error, Kind, Result};
 use async_trait::async_trait;
 use serde::de::DeserializeOwned;
@@ -177,9 +177,9 @@ pub trait Provider: Door {
         Ok(None)
     }
 
-    /// About how many US dollars an hour the thing costs as long as it is there; `None` where that is nothing, or not known.
-    fn price(&self, thing: &Observed) -> Option<f64> {
-        let _ = thing;
+    /// About how many US dollars an hour a thing of this spec costs as long as it is there; `None` where that is nothing, or not known.
+    fn price(&self, id: &Id, spec: &Value) -> Option<f64> {
+        let _ = (id, spec);
         None
     }
 

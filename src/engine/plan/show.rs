@@ -1,4 +1,4 @@
-//! The plan for people: one line per resource, at most 80 columns, readable without colour.
+//! The plan for people: a line per resource, wrapped at 80 columns, readable without colour.
 
 use super::super::{Action, Id, Verb};
 use super::Plan;
@@ -7,6 +7,8 @@ use std::fmt;
 
 /// Wide enough for a terminal nobody has resized.
 const COLUMNS: usize = 80;
+/// For words beside names that leave less.
+const LEAST: usize = 30;
 
 struct Line<'a> {
     mark: &'static str,
@@ -57,11 +59,11 @@ impl fmt::Display for Plan {
         let widest = |width: &dyn Fn(&Line) -> usize| lines.iter().map(width).max().unwrap_or(0);
         let marks = widest(&|line| line.mark.len());
         let ids = widest(&|line| line.action.id.to_string().len());
-        let summaries = widest(&|line| line.action.summary.chars().count()).min(COLUMNS / 3);
-        for Line { mark, action } in &lines {
-            let (id, summary) = (action.id.to_string(), shorten(&action.summary, COLUMNS / 3));
-            let text = format!("{mark:marks$} {id:ids$}  {summary:summaries$}  ({})", action.reason);
-            writeln!(out, "{}", shorten(&text, COLUMNS))?;
+        let margin = marks + ids + 3;
+        for line in &lines {
+            let words = wrap(&line.words(), COLUMNS.saturating_sub(margin).max(LEAST)).join(&format!("\n{:margin$}", ""));
+            let text = format!("{:marks$} {:ids$}  {words}", line.mark, line.action.id.to_string());
+            writeln!(out, "{}", text.trim_end())?;
         }
         if !lines.is_empty() {
             writeln!(out)?;
@@ -70,9 +72,31 @@ impl fmt::Display for Plan {
     }
 }
 
-fn shorten(text: &str, columns: usize) -> String {
-    if text.chars().count() <= columns {
-        return text.trim_end().into();
+impl Line<'_> {
+    /// What it will be, and why where the mark does not say that already.
+    fn words(&self) -> String {
+        let Action { verb, summary, reason, .. } = self.action;
+        match (*verb == Verb::Create && self.mark == "+", summary.is_empty()) {
+            (true, _) => summary.clone(),
+            (false, true) => format!("({reason})"),
+            (false, false) => format!("{summary} ({reason})"),
+        }
     }
-    text.chars().take(columns.saturating_sub(3)).collect::<String>() + "..."
+}
+
+/// Nothing is left out: a rule or a price that was cut off is the one that somebody wanted to read.
+fn wrap(text: &str, columns: usize) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for word in text.split_whitespace() {
+        let line = lines.last_mut().expect("there is a first line");
+        if line.is_empty() {
+            line.push_str(word);
+        } else if line.chars().count() + 1 + word.chars().count() <= columns {
+            line.push(' ');
+            line.push_str(word);
+        } else {
+            lines.push(word.to_string());
+        }
+    }
+    lines
 }

@@ -233,11 +233,11 @@ fn fields_that_cannot_be_read_back_are_not_compared() {
 }
 
 #[test]
-fn prints_one_line_per_resource_within_eighty_columns() {
+fn prints_every_word_within_eighty_columns() {
     let mut wish = shop();
     for resource in &mut wish {
         if resource.id.kind == MACHINE {
-            resource.summary = "1 cpu, 1Gi memory, 10Gi disk".into();
+            resource.summary = "t3.micro: 2 cpu, 1Gi memory, 10Gi disk, debian-12-amd64, eu-west-1a, $0.0114/h".into();
         }
     }
     let mut world = running(&wish);
@@ -248,11 +248,13 @@ fn prints_one_line_per_resource_within_eighty_columns() {
     assert_eq!(
         text,
         "\
-+   machine/worker-2   1 cpu, 1Gi memory, 10Gi...  (not there)
-+   host/worker-2                                  (not there)
-~   load-balancer/web                              (machines changed)
--/+ machine/control-1  1 cpu, 1Gi memory, 10Gi...  (size: 1 -> 2)
--/+ host/control-1                                 (its machine is made again)
++   machine/worker-2   t3.micro: 2 cpu, 1Gi memory, 10Gi disk, debian-12-amd64,
+                       eu-west-1a, $0.0114/h
++   host/worker-2
+~   load-balancer/web  (machines changed)
+-/+ machine/control-1  t3.micro: 2 cpu, 1Gi memory, 10Gi disk, debian-12-amd64,
+                       eu-west-1a, $0.0114/h (size: 1 -> 2)
+-/+ host/control-1     (its machine is made again)
 
 Plan: 2 to create, 1 to change, 0 to delete, 2 to replace."
     );

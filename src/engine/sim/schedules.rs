@@ -1,11 +1,11 @@
-//! Random schedules: mixtures of faults over the lives of clusters of all shapes. 10,000 by default, the README's million by
+//! Random schedules: mixtures of faults over the lives of clusters of all shapes. 20,000 by default, the README's million by
 //! `KPROV_SIM_SEEDS=1000000 cargo test --release --lib engine::sim::schedules`.
 
 use super::case::random;
 use super::*;
 
 /// What a debug build plays in half a minute on two cores.
-const SEEDS: u64 = 10_000;
+const SEEDS: u64 = 20_000;
 /// Seeds are played in portions, so that memory stays small and a failure is told at once.
 const PORTION: u64 = 2_000;
 

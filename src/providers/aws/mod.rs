@@ -27,7 +27,7 @@ use self::resources::Catalog;
 use self::settings::Settings;
 use crate::blueprint::Blueprint;
 use crate::engine::handoff::EpochStore;
-use crate::engine::{Action, Cluster, Door, Inputs, Observed, Pace, Progress, Request, Resource};
+use crate::engine::{Action, Cluster, Door, Id, Inputs, Observed, Pace, Progress, Request, Resource};
 use crate::error::{Context as _, Kind, Result};
 use crate::providers::resources::{FILESYSTEM, LOAD_BALANCER, MACHINE, NETWORK};
 use crate::providers::{self, Context, Fabric, Provider};
@@ -166,9 +166,9 @@ impl Provider for Aws {
         }
     }
 
-    fn price(&self, thing: &Observed) -> Option<f64> {
-        match thing.id.kind.as_str() {
-            MACHINE => sizes::machine_price(thing.spec["instanceType"].as_str()?, thing.spec["diskBytes"].as_u64().unwrap_or_default()),
+    fn price(&self, id: &Id, spec: &Value) -> Option<f64> {
+        match id.kind.as_str() {
+            MACHINE => sizes::machine_price(spec["instanceType"].as_str()?, spec["diskBytes"].as_u64().unwrap_or_default()),
             LOAD_BALANCER => Some(sizes::BALANCER_PRICE),
             _ => None,
         }

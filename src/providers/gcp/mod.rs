@@ -26,8 +26,8 @@ use self::failure::{Cause, Failure};
 use self::resources::{ADDRESS, BACKEND_SERVICE, Catalog, FIREWALL, HEALTH_CHECK, INSTANCE_GROUP, SUBNETWORK};
 use self::settings::Settings;
 use crate::blueprint::Blueprint;
-use crate::engine::handoff::EpochStore;
-use crate::engine::{Action, Cluster, Door, Inputs, Observed, Pace, Progress, Request, Resource, Verb};
+use crate::engine::handoff::{self, EpochStore};
+use crate::engine::{Action, Cluster, Door, Id, Inputs, Observed, Pace, Progress, Request, Resource, Verb};
 use crate::error::{Context as _, Kind, Result};
 use crate::providers::ownership::{CLUSTER_NAME, CLUSTER_UID};
 use crate::providers::resources::{FILESYSTEM, LOAD_BALANCER, MACHINE, NETWORK};
@@ -150,11 +150,8 @@ impl Door for Gcp {
 
     /// Google keeps no epochs: a writer whose epoch is over is stopped by its own look, right before each effect.
     async fn execute(&self, request: &Request, progress: Progress<'_>) -> Result<Option<Observed>> {
-        if request.verb != Verb::Await
-            && let Some(current) = EpochStore::read(self).await?
-            && let Some(error) = act::is_over(request, current.epoch)
-        {
-            return Err(error);
+        if request.verb != Verb::Await {
+            handoff::fence(self, request.epoch).await?;
         }
         self.carry_out(request, progress).await
     }
@@ -207,10 +204,10 @@ impl Provider for Gcp {
         Delivery::Address
     }
 
-    fn price(&self, thing: &Observed) -> Option<f64> {
-        match thing.id.kind.as_str() {
-            MACHINE => sizes::machine_price(thing.spec["machineType"].as_str()?, thing.spec["diskBytes"].as_u64().unwrap_or_default()),
-            FILESYSTEM => Some(sizes::share_price(thing.spec["sizeBytes"].as_u64()?)),
+    fn price(&self, id: &Id, spec: &Value) -> Option<f64> {
+        match id.kind.as_str() {
+            MACHINE => sizes::machine_price(spec["machineType"].as_str()?, spec["diskBytes"].as_u64().unwrap_or_default()),
+            FILESYSTEM => Some(sizes::share_price(spec["sizeBytes"].as_u64()?)),
             LOAD_BALANCER => Some(sizes::BALANCER_PRICE),
             _ => None,
         }

@@ -107,12 +107,11 @@ fn place(mut machine: Resource, zones: &[String], catalog: &Catalog, ground: &[I
     let number: usize = name.rsplit_once('-').and_then(|(_, number)| number.parse().ok()).unwrap_or(1);
     let chosen = zones.get((number.max(1) - 1) % zones.len().max(1)).cloned().unwrap_or_default();
     let zone = catalog.placed.get(name).cloned().unwrap_or(chosen);
-    machine.summary = format!(
-        "{} in {zone}, {} GiB disk, {}",
-        machine.spec["machineType"].as_str().unwrap_or_default(),
-        machine.spec["diskBytes"].as_u64().unwrap_or_default() >> 30,
-        machine.spec["image"].as_str().unwrap_or_default()
-    );
+    let kind = machine.spec["machineType"].as_str().unwrap_or_default();
+    let disk = machine.spec["diskBytes"].as_u64().unwrap_or_default();
+    let image = machine.spec["image"].as_str().unwrap_or_default();
+    let price = sizes::machine_price(kind, disk).map(|price| format!(", about ${price:.3} an hour")).unwrap_or_default();
+    machine.summary = format!("{kind} in {zone}, {} GiB disk, {image}{price}", disk >> 30);
     machine.spec["zone"] = json!(zone);
     machine.needs.extend(ground.iter().cloned());
     machine
@@ -273,9 +272,9 @@ mod tests {
                 "firewall/listeners-tcp: 80, 443 from 0.0.0.0/0",
                 "firewall/health: Google's health checks",
                 "filesystem/media: Filestore, basic HDD, 1024 GiB (its smallest is 1024)",
-                "machine/control-1: e2-medium in europe-west1-b, 10 GiB disk, debian-cloud/debian-12",
-                "machine/worker-1: e2-standard-2 in europe-west1-b, 20 GiB disk, debian-cloud/debian-12",
-                "machine/worker-2: e2-standard-2 in europe-west1-c, 20 GiB disk, debian-cloud/debian-12",
+                "machine/control-1: e2-medium in europe-west1-b, 10 GiB disk, debian-cloud/debian-12, about $0.040 an hour",
+                "machine/worker-1: e2-standard-2 in europe-west1-b, 20 GiB disk, debian-cloud/debian-12, about $0.075 an hour",
+                "machine/worker-2: e2-standard-2 in europe-west1-c, 20 GiB disk, debian-cloud/debian-12, about $0.075 an hour",
                 "instance-group/europe-west1-b: worker-1",
                 "instance-group/europe-west1-c: worker-2",
                 "address/web: static, external",
