@@ -4,7 +4,7 @@ use super::cri::{Exec, Runtime};
 use super::observed::containers;
 use http_body_util::{BodyExt, Empty};
 use hyper_util::rt::TokioIo;
-use k8s_openapi::api::core::v1::{Container, GRPCAction, HTTPGetAction, Pod};
+use k8s_openapi::api::core::v1::{Container, GRPCAction, HTTPGetAction, LifecycleHandler, Pod};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,6 +23,29 @@ pub struct Target {
 
 /// `Ok` is a yes with what was said; the error is what an event says.
 pub type Answer = Result<String, String>;
+
+/// A container's hook, whatever its way; the error is what an event says.
+pub async fn hook(
+    runtime: &Runtime,
+    pod: &Pod,
+    spec: &Container,
+    target: &Target,
+    hook: &LifecycleHandler,
+    timeout: Duration,
+) -> Result<(), String> {
+    let timeout = timeout.max(Duration::from_secs(1));
+    if let Some(action) = &hook.exec {
+        let command = action.command.as_deref().unwrap_or_default();
+        return exec(runtime, target, command, timeout).await.map(drop);
+    }
+    if let Some(action) = &hook.http_get {
+        return http(pod, spec, target, action, timeout).await.map(drop);
+    }
+    if let Some(action) = &hook.sleep {
+        tokio::time::sleep(Duration::from_secs(action.seconds.max(0) as u64).min(timeout)).await;
+    }
+    Ok(())
+}
 
 pub async fn exec(runtime: &Runtime, target: &Target, command: &[String], timeout: Duration) -> Answer {
     match runtime.exec(&target.container_id, command, timeout.as_secs().max(1) as i64).await {

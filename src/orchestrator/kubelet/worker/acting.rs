@@ -1,0 +1,90 @@
+//! Acting: the decision's steps, carried out at the runtime; the long ones are begun.
+
+use super::{Worker, failure, now};
+use crate::orchestrator::kubelet::cri::messages::PodSandboxConfig;
+use crate::orchestrator::kubelet::decide::{Op, Plan};
+use crate::orchestrator::kubelet::observed::Observed;
+use crate::orchestrator::kubelet::sandbox::{self, name, uid};
+use crate::orchestrator::kubelet::{cgroups, resources};
+use std::time::Duration;
+
+impl Worker {
+    /// True when the runtime looks different now.
+    pub(super) async fn execute(&mut self, op: Op, seen: &Observed, plan: &Plan) -> bool {
+        let runtime = self.context.runtime.clone();
+        let result = match op {
+            Op::PrepareVolumes => {
+                self.prepare_volumes(seen);
+                return false;
+            }
+            Op::EnsureImage { container } => {
+                self.ensure_image(container);
+                return false;
+            }
+            Op::Stop { id, name, until, message } => {
+                self.stop(id, name, until, message, seen);
+                return false;
+            }
+            Op::CreateSandbox { attempt } => {
+                self.create_sandbox(attempt).await;
+                // A failure leaves a retry time behind, so this cannot spin.
+                return true;
+            }
+            Op::Start { container, attempt, sandbox } => {
+                self.start(&container, attempt, &sandbox, seen, plan).await;
+                return true;
+            }
+            Op::StopSandbox { id } => {
+                let stopped = runtime.stop_sandbox(&id).await;
+                if stopped.is_ok() {
+                    self.ips.remove(&id);
+                    self.memory.stopped.insert(id);
+                }
+                stopped
+            }
+            Op::RemoveSandbox { id } => runtime.remove_sandbox(&id).await,
+            Op::RemoveContainer { id } => runtime.remove_container(&id).await,
+            Op::CleanUp => {
+                self.clean_up(seen).await;
+                return true;
+            }
+            Op::Finish => return false,
+        };
+        if let Err(refusal) = result {
+            tracing::warn!(pod = name(&self.pod), %refusal, "could not tidy up after a pod's containers; trying again");
+            // One failed step must not become a busy loop.
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+        true
+    }
+
+    pub(super) fn sandbox_config(&self, attempt: u32) -> PodSandboxConfig {
+        let parent = cgroups::parent(self.context.driver, resources::quality_of_service(&self.pod), uid(&self.pod));
+        let host = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+        sandbox::config(&self.pod, &self.context.config, attempt, &parent, &host, &self.context.logs)
+    }
+
+    async fn create_sandbox(&mut self, attempt: u32) {
+        let config = self.sandbox_config(attempt);
+        let parent = config.linux.as_ref().map(|linux| linux.cgroup_parent.clone()).unwrap_or_default();
+        if self.context.driver == cgroups::Driver::Files
+            && let Err(error) = cgroups::make(&parent, resources::pod_amounts(&self.pod))
+        {
+            tracing::debug!(%error, parent, "could not make a pod's cgroup");
+        }
+        if let Err(error) = std::fs::create_dir_all(&config.log_directory) {
+            tracing::warn!(%error, folder = config.log_directory, "could not make a pod's log folder");
+        }
+        match self.context.runtime.run_sandbox(config, "").await {
+            Ok(id) => {
+                self.memory.sandbox_failure = None;
+                self.context.owners.lock().insert(id, uid(&self.pod).to_owned());
+            }
+            Err(refusal) => {
+                self.warning("FailedCreatePodSandBox", &format!("Failed to create pod sandbox: {refusal}"));
+                let before = self.memory.sandbox_failure.as_ref().map(|failure| failure.pause);
+                self.memory.sandbox_failure = Some(failure("ContainerCreating", refusal.message, before, now()));
+            }
+        }
+    }
+}
