@@ -7,6 +7,7 @@ pub mod json;
 pub mod merge_keys;
 pub mod openapi;
 pub mod patch;
+pub mod place;
 pub mod registry;
 pub mod schema;
 pub mod selector;

@@ -3,7 +3,8 @@
 
 use crate::orchestrator::api::kinds::KindRow;
 use crate::orchestrator::api::kinds::merge_keys::MergeRule;
-use crate::orchestrator::api::kinds::schema::{Schemas, Shape, Type};
+use crate::orchestrator::api::kinds::place::Place;
+use crate::orchestrator::api::kinds::schema::Schemas;
 use crate::orchestrator::client::Patch;
 use serde_json::{Map, Value, json};
 
@@ -12,7 +13,7 @@ pub fn patch(row: &KindRow, applied: Option<&Value>, wanted: &Value) -> (Patch, 
     let schemas = Schemas::builtin();
     let applied = applied.unwrap_or(&Value::Null);
     match schemas.of(row) {
-        Some(of) => (Patch::Strategic, object(Place { schemas, of: Some(of), shape: None }, applied, wanted)),
+        Some(of) => (Patch::Strategic, object(Place::root(schemas, of), applied, wanted)),
         None => (Patch::Merge, plain(applied, wanted)),
     }
 }
@@ -26,35 +27,6 @@ fn plain(applied: &Value, wanted: &Value) -> Value {
         patch.insert(name.clone(), Value::Null);
     }
     Value::Object(patch)
-}
-
-#[derive(Clone, Copy)]
-struct Place<'a> {
-    schemas: &'a Schemas,
-    of: Option<&'a Type>,
-    shape: Option<&'a Shape>,
-}
-
-impl<'a> Place<'a> {
-    fn at(self, shape: Option<&'a Shape>) -> Self {
-        match shape {
-            Some(Shape::Object(id)) => Place { of: Some(self.schemas.get(*id)), shape: None, ..self },
-            shape => Place { of: None, shape, ..self },
-        }
-    }
-    fn field(self, name: &str) -> (Self, Option<&'static MergeRule>) {
-        match (self.of.and_then(|of| of.field(name)), self.shape) {
-            (Some(field), _) => (self.at(Some(&field.shape)), field.rule),
-            (None, Some(Shape::Map(inner))) => (self.at(Some(inner)), None),
-            _ => (self.at(None), None),
-        }
-    }
-    fn item(self) -> Self {
-        match self.shape {
-            Some(Shape::List(inner)) => self.at(Some(inner)),
-            _ => self.at(None),
-        }
-    }
 }
 
 fn object(place: Place, applied: &Value, wanted: &Value) -> Value {

@@ -4,7 +4,8 @@
 
 use crate::orchestrator::api::kinds::json::Object;
 use crate::orchestrator::api::kinds::merge_keys::MergeRule;
-use crate::orchestrator::api::kinds::schema::{Schemas, Shape, Type};
+use crate::orchestrator::api::kinds::place::Place;
+use crate::orchestrator::api::kinds::schema::{Schemas, Type};
 use serde_json::{Map, Value};
 use std::collections::{HashMap, HashSet};
 
@@ -18,39 +19,8 @@ type Merged<T> = Result<T, String>;
 /// `current` with `patch` merged into it.
 pub fn merge(schemas: &Schemas, of: &Type, current: &Value, patch: Object) -> Merged<Value> {
     let current = current.as_object().cloned().ok_or("the current object is no JSON object")?;
-    let place = Place { schemas, of: Some(of), shape: None };
+    let place = Place::root(schemas, of);
     Ok(Value::Object(merge_map(place, current, patch)?))
-}
-
-/// What is known about the values at one place; nothing, below fields that the schema does not have.
-#[derive(Clone, Copy)]
-struct Place<'a> {
-    schemas: &'a Schemas,
-    of: Option<&'a Type>,
-    /// Set at places that are no object of a type.
-    shape: Option<&'a Shape>,
-}
-
-impl<'a> Place<'a> {
-    fn at(self, shape: Option<&'a Shape>) -> Place<'a> {
-        match shape {
-            Some(Shape::Object(id)) => Place { of: Some(self.schemas.get(*id)), shape: None, ..self },
-            shape => Place { of: None, shape, ..self },
-        }
-    }
-    fn field(self, name: &str) -> (Place<'a>, Option<&'static MergeRule>) {
-        match (self.of.and_then(|of| of.field(name)), self.shape) {
-            (Some(field), _) => (self.at(Some(&field.shape)), field.rule),
-            (None, Some(Shape::Map(inner))) => (self.at(Some(inner)), None),
-            _ => (self.at(None), None),
-        }
-    }
-    fn item(self) -> Place<'a> {
-        match self.shape {
-            Some(Shape::List(inner)) => self.at(Some(inner)),
-            _ => self.at(None),
-        }
-    }
 }
 
 fn merge_map(place: Place, mut current: Object, mut patch: Object) -> Merged<Object> {
@@ -506,7 +476,7 @@ mod tests {
         fn a_diff_applied_gives_the_wanted_object_and_applied_again_changes_nothing(from in pods(), to in pods()) {
             let schemas = Schemas::builtin();
             let of = schemas.find("io.k8s.api.core.v1.Pod").expect("known");
-            let place = Place { schemas, of: Some(of), shape: None };
+            let place = Place::root(schemas, of);
             let patch = diff(place, from.as_object().expect("a map"), to.as_object().expect("a map"));
             let once = merge(schemas, of, &from, patch.clone());
             prop_assert_eq!(once.as_ref(), Ok(&to), "patch {}", Value::Object(patch.clone()));
