@@ -6,7 +6,7 @@ use super::pod_control::{self, PodControl, Trouble};
 use super::pods::{self, Available};
 use super::replicaset::differs;
 use super::write::{Write, apply_all};
-use super::{Clock, Context, Informers, each, owners, work};
+use super::{Clock, Context, Informers, each, work};
 use crate::error::Error;
 use crate::orchestrator::client::events::{Recorder, Subject};
 use crate::orchestrator::client::selector::label_selector_matches;
@@ -228,26 +228,7 @@ pub fn start(context: &Context, informers: &Informers, recorder: Recorder) {
     let expectations = Expectations::default();
     let control = PodControl { client: context.client.clone(), recorder, expectations: expectations.clone() };
     let this = Arc::new(DaemonSets { informers: informers.clone(), control, clock: context.clock.clone() });
-    {
-        let (queue, expectations) = (queue.clone(), expectations.clone());
-        each(&context.cancel, informers.daemon_sets.changes(), move |change| {
-            if let (Some(old), None) = (&change.old, &change.new) {
-                expectations.forget(old.uid());
-            }
-            queue.add(change.key);
-        });
-    }
-    {
-        let (queue, sets) = (queue.clone(), informers.daemon_sets.clone());
-        each(&context.cancel, informers.pods.changes(), move |change| {
-            pod_control::observe::<DaemonSet>(
-                &change,
-                &expectations,
-                |namespace, name| queue.add(Key::new(namespace, name)),
-                |pod| sets.list_in(pod.namespace()).iter().filter(|set| selects(set, pod)).for_each(|set| queue.add(Key::of(&**set))),
-            );
-        });
-    }
+    pod_control::follow(context, &informers.daemon_sets, &informers.pods, &expectations, &queue, selects);
     {
         // Where pods may run depends on labels and taints; a node's heartbeats are nothing to us.
         let (queue, sets) = (queue.clone(), informers.daemon_sets.clone());
@@ -273,19 +254,7 @@ impl DaemonSets {
         let Some(set) = self.informers.daemon_sets.get_key(&key) else { return Ok(None) };
         let client = &self.control.client;
         let met = self.control.expectations.met(set.uid());
-        let claim = owners::claim(&*set, owners::candidates(&self.informers.pods, &*set), |pod| selects(&set, pod));
-        let mut mine = claim.mine;
-        if !claim.adopt.is_empty()
-            && client.get::<DaemonSet>(&key.namespace, &key.name).await?.is_some_and(|live| live.uid() == set.uid() && !live.deleting())
-        {
-            for pod in &claim.adopt {
-                owners::adopt::<DaemonSet, Pod>(&*set, &**pod).apply(client).await?;
-                mine.push(pod.clone());
-            }
-        }
-        let release: Vec<Write> = claim.release.iter().map(|pod| owners::release::<Pod>(&*set, &**pod)).collect();
-        apply_all(client, &release).await?;
-
+        let mine = self.control.claim::<DaemonSet>(&*set, &self.informers.pods, |pod| selects(&set, pod), |_| true).await?;
         let view = View::new(&set);
         let nodes = self.informers.nodes.list();
         let mut trouble = None;

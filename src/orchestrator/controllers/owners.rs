@@ -1,7 +1,7 @@
 //! Who manages what: owner references, adoption of orphans and release of strangers.
 
 use super::write::Write;
-use crate::orchestrator::client::{Informer, Kind, Object};
+use crate::orchestrator::client::{Client, Failure, Informer, Kind, Object};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -51,6 +51,12 @@ pub fn claim<D: Object>(owner: &impl Object, candidates: impl IntoIterator<Item 
         }
     }
     claim
+}
+
+/// The cache may show an owner that is gone: before taking anything for it, ask.
+pub async fn lives<O: Kind>(client: &Client, owner: &impl Object) -> Result<bool, Failure> {
+    let live = client.get::<O>(owner.namespace(), owner.name()).await?;
+    Ok(live.is_some_and(|live| live.uid() == owner.uid() && !live.deleting()))
 }
 
 pub fn adopt<O: Kind, D: Kind>(owner: &impl Object, dependent: &impl Object) -> Write {

@@ -1,9 +1,10 @@
 //! Makes and deletes pods for an owner, keeping count of what is not yet seen.
 
 use super::expectations::Expectations;
-use super::owners;
+use super::write::{Write, apply_all};
+use super::{Context, each, owners};
 use crate::orchestrator::client::events::{Recorder, Subject};
-use crate::orchestrator::client::{Change, Client, Delete, Failure, Kind, Object};
+use crate::orchestrator::client::{Change, Client, Delete, Failure, Informer, Key, Kind, Object, Queue, WithRaw};
 use futures::future::join_all;
 use k8s_openapi::Resource;
 use k8s_openapi::api::core::v1::Pod;
@@ -38,6 +39,29 @@ pub struct PodControl {
 pub const BURST: usize = 500;
 
 impl PodControl {
+    /// The owner's pods that `counts`. Orphans among those become its own; pods that it no longer selects are let go.
+    pub async fn claim<O: Kind>(
+        &self,
+        owner: &impl Object,
+        all: &Informer<Pod>,
+        selects: impl Fn(&Pod) -> bool,
+        counts: impl Fn(&Pod) -> bool,
+    ) -> Result<Vec<Arc<Pod>>, Failure> {
+        let claim = owners::claim(owner, owners::candidates(all, owner), selects);
+        let (mut mine, mut adopt) = (claim.mine, claim.adopt);
+        mine.retain(|pod| counts(pod));
+        adopt.retain(|pod| counts(pod));
+        if !adopt.is_empty() && owners::lives::<O>(&self.client, owner).await? {
+            for pod in adopt {
+                owners::adopt::<O, Pod>(owner, &*pod).apply(&self.client).await?;
+                mine.push(pod);
+            }
+        }
+        let release: Vec<Write> = claim.release.iter().map(|pod| owners::release::<Pod>(owner, &**pod)).collect();
+        apply_all(&self.client, &release).await?;
+        Ok(mine)
+    }
+
     /// In batches of 1, 2, 4, ...: a template that the API refuses costs one request, not hundreds.
     pub async fn create(&self, owner: &impl Object, subject: &Subject, bodies: Vec<Value>) -> Result<(), Trouble> {
         let mut left = &bodies[..];
@@ -101,13 +125,37 @@ impl PodControl {
     }
 }
 
-/// Settles expectations by a pod's change and tells the owners of kind `O` that are concerned; `orphan` is called for a pod without any.
-pub fn observe<O: Resource>(
-    change: &Change<Pod>,
+/// Queues owners of kind `O` when they or their pods change, and those that select a pod without an owner.
+pub fn follow<O: Kind>(
+    context: &Context,
+    owners: &Informer<WithRaw<O>>,
+    pods: &Informer<Pod>,
     expectations: &Expectations,
-    mut owner: impl FnMut(&str, &str),
-    orphan: impl FnOnce(&Pod),
+    queue: &Queue<Key>,
+    selects: fn(&O, &Pod) -> bool,
 ) {
+    {
+        let (queue, expectations) = (queue.clone(), expectations.clone());
+        each(&context.cancel, owners.changes(), move |change| {
+            if let (Some(old), None) = (&change.old, &change.new) {
+                expectations.forget(old.uid());
+            }
+            queue.add(change.key);
+        });
+    }
+    let (queue, owners, expectations) = (queue.clone(), owners.clone(), expectations.clone());
+    each(&context.cancel, pods.changes(), move |change| {
+        observe::<O>(
+            &change,
+            &expectations,
+            |namespace, name| queue.add(Key::new(namespace, name)),
+            |pod| owners.list_in(pod.namespace()).iter().filter(|owner| selects(owner, pod)).for_each(|owner| queue.add(Key::of(&**owner))),
+        );
+    });
+}
+
+/// Settles expectations by a pod's change and tells the owners of kind `O` that are concerned; `orphan` is called for a pod without any.
+fn observe<O: Resource>(change: &Change<Pod>, expectations: &Expectations, mut owner: impl FnMut(&str, &str), orphan: impl FnOnce(&Pod)) {
     let managed = |pod: &Arc<Pod>| pod.controller().filter(|held| held.kind == O::KIND && held.api_version == O::API_VERSION).cloned();
     let replaced = matches!((&change.old, &change.new), (Some(old), Some(new)) if old.uid() != new.uid());
     if let Some(old) = &change.old

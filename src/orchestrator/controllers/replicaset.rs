@@ -4,7 +4,7 @@ use super::expectations::Expectations;
 use super::pod_control::{self, BURST, PodControl, Trouble};
 use super::pods::{self, Available};
 use super::write::{Write, apply_all};
-use super::{Clock, Context, Informers, each, owners, work};
+use super::{Clock, Context, Informers, work};
 use crate::error::Error;
 use crate::orchestrator::client::events::{Recorder, Subject};
 use crate::orchestrator::client::selector::label_selector_matches;
@@ -141,26 +141,7 @@ pub fn start(context: &Context, informers: &Informers, recorder: Recorder) {
     let expectations = Expectations::default();
     let control = PodControl { client: context.client.clone(), recorder, expectations: expectations.clone() };
     let this = Arc::new(ReplicaSets { informers: informers.clone(), control, clock: context.clock.clone() });
-    {
-        let (queue, expectations) = (queue.clone(), expectations.clone());
-        each(&context.cancel, informers.replica_sets.changes(), move |change| {
-            if let (Some(old), None) = (&change.old, &change.new) {
-                expectations.forget(old.uid());
-            }
-            queue.add(change.key);
-        });
-    }
-    {
-        let (queue, sets) = (queue.clone(), informers.replica_sets.clone());
-        each(&context.cancel, informers.pods.changes(), move |change| {
-            pod_control::observe::<ReplicaSet>(
-                &change,
-                &expectations,
-                |namespace, name| queue.add(Key::new(namespace, name)),
-                |pod| sets.list_in(pod.namespace()).iter().filter(|set| selects(set, pod)).for_each(|set| queue.add(Key::of(&**set))),
-            );
-        });
-    }
+    pod_control::follow(context, &informers.replica_sets, &informers.pods, &expectations, &queue, selects);
     work(context, informers, queue, 8, move |key| {
         let this = this.clone();
         async move { this.sync(key).await }
@@ -176,22 +157,8 @@ impl ReplicaSets {
         let Some(set) = self.informers.replica_sets.get_key(&key) else { return Ok(None) };
         let client = &self.control.client;
         let met = self.control.expectations.met(set.uid());
-        let claim = owners::claim(&*set, owners::candidates(&self.informers.pods, &*set), |pod| selects(&set, pod));
-        let mut active = claim.mine;
-        active.retain(|pod| pods::is_active(pod));
-
-        // The cache may show a set that is gone: before taking pods, ask.
-        if claim.adopt.iter().any(|pod| pods::is_active(pod))
-            && client.get::<ReplicaSet>(&key.namespace, &key.name).await?.is_some_and(|live| live.uid() == set.uid() && !live.deleting())
-        {
-            for pod in claim.adopt.iter().filter(|pod| pods::is_active(pod)) {
-                owners::adopt::<ReplicaSet, Pod>(&*set, &**pod).apply(client).await?;
-                active.push(pod.clone());
-            }
-        }
-        let release: Vec<Write> = claim.release.iter().map(|pod| owners::release::<Pod>(&*set, &**pod)).collect();
-        apply_all(client, &release).await?;
-
+        let selected = |pod: &Pod| selects(&set, pod);
+        let active = self.control.claim::<ReplicaSet>(&*set, &self.informers.pods, selected, pods::is_active).await?;
         let mut trouble = None;
         if met {
             let plan = plan(&set, &active, &self.related(&*set), (self.clock)());

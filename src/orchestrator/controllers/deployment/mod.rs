@@ -107,15 +107,8 @@ impl Deployments {
 
     /// This deployment's sets, after adoption and release.
     async fn claim(&self, deployment: &WithRaw<Deployment>) -> Result<Vec<Set>, Error> {
-        let namespace = deployment.namespace();
         let claim = owners::claim(deployment, owners::candidates(&self.informers.replica_sets, deployment), |set| selects(deployment, set));
-        if !claim.adopt.is_empty()
-            && self
-                .client
-                .get::<Deployment>(namespace, deployment.name())
-                .await?
-                .is_some_and(|live| live.uid() == deployment.uid() && !live.deleting())
-        {
+        if !claim.adopt.is_empty() && owners::lives::<Deployment>(&self.client, deployment).await? {
             let adopt: Vec<Write> = claim.adopt.iter().map(|set| owners::adopt::<Deployment, ReplicaSet>(deployment, &**set)).collect();
             apply_all(&self.client, &adopt).await?;
         }
