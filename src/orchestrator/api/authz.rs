@@ -1,12 +1,13 @@
 //! Who may: `system:masters` everything, a node what its pods need, everybody else discovery and reviews of themselves.
 
 use super::User;
+use super::index::Index;
 use super::kinds::selector::FieldSelector;
 use super::object::{self, decode, meta};
 use super::route::Target;
 use super::server::{Query, Server};
 use super::status::{Answer, Status};
-use crate::orchestrator::store::{Entry, Range, Revision};
+use crate::orchestrator::store::{Entry, Revision};
 use http::Method;
 use serde_json::Value;
 use std::collections::{BTreeSet, HashMap};
@@ -152,8 +153,6 @@ pub struct PodIndex {
 /// (resource, name), all in the pod's namespace.
 type Needs = BTreeSet<(&'static str, String)>;
 
-const BATCH: usize = 1024;
-
 impl PodIndex {
     fn has(server: &Server, node: &str, namespace: &str, name: &str) -> bool {
         let index = Self::current(server);
@@ -186,33 +185,16 @@ impl PodIndex {
 
     fn current(server: &Server) -> parking_lot::MutexGuard<'_, PodIndex> {
         let mut index = server.pods.lock();
-        index.catch_up(server);
+        index.catch_up(&server.store);
         index
     }
+}
 
-    fn catch_up(&mut self, server: &Server) {
-        loop {
-            let Ok((events, seen)) = server.store.events("pods/", self.seen, BATCH) else {
-                return self.rebuild(server);
-            };
-            for event in &events {
-                self.remove(event.entry.key());
-                if !event.deleted {
-                    self.add(&event.entry);
-                }
-            }
-            self.seen = seen;
-            if events.len() < BATCH {
-                return;
-            }
-        }
-    }
+impl Index for PodIndex {
+    const PREFIX: &'static str = "pods/";
 
-    fn rebuild(&mut self, server: &Server) {
-        let all = Range { prefix: "pods/", after: None, limit: 0, at: None };
-        let Ok(page) = server.store.range(&all) else { return };
-        *self = PodIndex { seen: page.revision, ..PodIndex::default() };
-        page.entries.iter().for_each(|entry| self.add(entry));
+    fn seen(&mut self) -> &mut Revision {
+        &mut self.seen
     }
 
     fn add(&mut self, entry: &Entry) {

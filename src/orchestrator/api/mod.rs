@@ -5,6 +5,7 @@ pub mod authn;
 mod authz;
 mod delete;
 mod documents;
+mod index;
 pub mod kinds;
 mod kubelets;
 mod logs;

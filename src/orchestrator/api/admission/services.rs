@@ -1,9 +1,10 @@
 //! Cluster addresses and node ports: given, kept and refused under one lock, from an index that follows the store.
 
+use super::super::index::Index;
 use super::super::object::{self, decode, part_mut, text};
 use super::super::server::{Call, Server};
 use super::super::status::{Answer, Cause, Status};
-use crate::orchestrator::store::{Range, Revision};
+use crate::orchestrator::store::{Entry, Revision};
 use ipnet::IpNet;
 use rand::seq::IndexedRandom;
 use serde_json::{Value, json};
@@ -18,7 +19,6 @@ const NODE_PORTS: RangeInclusive<u16> = 30000..=32767;
 const GIVEN_PORTS: RangeInclusive<u16> = 30086..=31999;
 /// Fixed addresses live in the first 256 (upstream's static band); others are given above as long as there is room.
 const STATIC_BAND: u128 = 256;
-const BATCH: usize = 1024;
 
 type Port = (String, u16);
 
@@ -38,41 +38,21 @@ pub async fn lock<'a>(call: &Call<'a>) -> Option<MutexGuard<'a, ServiceIndex>> {
     }
     let server: &'a Arc<Server> = call.server;
     let mut index = server.services.lock().await;
-    index.catch_up(server);
+    index.catch_up(&server.store);
     Some(index)
 }
 
-impl ServiceIndex {
-    fn catch_up(&mut self, server: &Server) {
-        loop {
-            let Ok((events, seen)) = server.store.events("services/", self.seen, BATCH) else {
-                return self.rebuild(server);
-            };
-            for event in &events {
-                self.remove(event.entry.key());
-                if !event.deleted {
-                    self.add(event.entry.key(), &decode(&event.entry).unwrap_or_default());
-                }
-            }
-            self.seen = seen;
-            if events.len() < BATCH {
-                return;
-            }
-        }
+impl Index for ServiceIndex {
+    const PREFIX: &'static str = "services/";
+
+    fn seen(&mut self) -> &mut Revision {
+        &mut self.seen
     }
 
-    fn rebuild(&mut self, server: &Server) {
-        let all = Range { prefix: "services/", after: None, limit: 0, at: None };
-        let Ok(page) = server.store.range(&all) else { return };
-        *self = ServiceIndex { seen: page.revision, ..ServiceIndex::default() };
-        for entry in &page.entries {
-            self.add(entry.key(), &decode(entry).unwrap_or_default());
-        }
-    }
-
-    fn add(&mut self, key: &Arc<str>, service: &Value) {
-        let addresses: Vec<IpAddr> = addresses(service).iter().filter_map(|text| text.parse().ok()).collect();
-        let ports: Vec<Port> = ports(service).filter(|port| node_port(port) > 0).map(|port| (protocol(port), node_port(port))).collect();
+    fn add(&mut self, entry: &Entry) {
+        let (key, service) = (entry.key(), decode(entry).unwrap_or_default());
+        let addresses: Vec<IpAddr> = addresses(&service).iter().filter_map(|text| text.parse().ok()).collect();
+        let ports: Vec<Port> = ports(&service).filter(|port| node_port(port) > 0).map(|port| (protocol(port), node_port(port))).collect();
         self.addresses.extend(addresses.iter().map(|address| (*address, key.clone())));
         self.ports.extend(ports.iter().map(|port| (port.clone(), key.clone())));
         self.services.insert(key.clone(), (addresses, ports));
@@ -83,7 +63,9 @@ impl ServiceIndex {
         self.addresses.retain(|address, owner| owner != key || !addresses.contains(address));
         self.ports.retain(|port, owner| owner != key || !ports.contains(port));
     }
+}
 
+impl ServiceIndex {
     fn free_address(&self, range: &IpNet) -> Option<IpAddr> {
         let size = size(range);
         let free = |offset: &u128| !self.addresses.contains_key(&at(range, *offset));
