@@ -11,7 +11,6 @@ pub mod upstream;
 pub mod wire;
 
 use super::client::informer::{Change, Informer};
-use super::client::{Client, Selector};
 use super::config::AgentConfig;
 use super::network::door::Door;
 use super::proxy::endpoints::SERVICE_NAME;
@@ -41,13 +40,6 @@ const BIND_RETRY: Duration = Duration::from_secs(1);
 const SAVE_DELAY: Duration = Duration::from_secs(2);
 
 /// Answers on the cluster DNS address until cancelled.
-pub async fn run(config: Arc<AgentConfig>, client: Client, cancel: CancellationToken) -> Result<()> {
-    let services = Informer::<Service>::start(client.clone(), Selector::all(), &cancel);
-    let slices = Informer::<EndpointSlice>::start(client, Selector::all(), &cancel);
-    run_with(config, services, slices, cancel).await
-}
-
-/// The same with informers that the agent has already.
 pub async fn run_with(
     config: Arc<AgentConfig>,
     services: Informer<Service>,

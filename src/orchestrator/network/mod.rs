@@ -14,7 +14,6 @@ mod tunnel_tests;
 pub mod wanted;
 
 use super::client::informer::Informer;
-use super::client::{Client, Selector};
 use super::config::{AgentConfig, Fabric};
 use crate::error::{Context, Kind, Result};
 use door::Door;
@@ -34,12 +33,6 @@ const RETRY: Duration = Duration::from_secs(2);
 const SETTLE: Duration = Duration::from_millis(50);
 
 /// Keeps this node's network until cancelled. Fails only where netlink cannot be used at all.
-pub async fn run(config: Arc<AgentConfig>, client: Client, cancel: CancellationToken) -> Result<()> {
-    let nodes = Informer::<Node>::start(client, Selector::all(), &cancel);
-    run_with(config, nodes, cancel).await
-}
-
-/// The same with an informer that the agent has already.
 pub async fn run_with(config: Arc<AgentConfig>, nodes: Informer<Node>, cancel: CancellationToken) -> Result<()> {
     let mut door = Door::open().await?;
     door::enable_forwarding();

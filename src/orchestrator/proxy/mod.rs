@@ -11,7 +11,6 @@ pub mod tests;
 
 use super::client::backoff::Backoff;
 use super::client::informer::Informer;
-use super::client::{Client, Selector};
 use super::config::AgentConfig;
 use crate::error::{Context, Error, Kind, Result};
 use k8s_openapi::api::core::v1::Service;
@@ -30,13 +29,6 @@ const SETTLE: Duration = Duration::from_millis(5);
 const NFT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Keeps the node's rules until cancelled. A rule set that the kernel refuses is tried again; it never ends the agent.
-pub async fn run(config: Arc<AgentConfig>, client: Client, cancel: CancellationToken) -> Result<()> {
-    let services = Informer::<Service>::start(client.clone(), Selector::all(), &cancel);
-    let slices = Informer::<EndpointSlice>::start(client, Selector::all(), &cancel);
-    run_with(config, services, slices, cancel).await
-}
-
-/// The same with informers that the agent has already.
 pub async fn run_with(
     config: Arc<AgentConfig>,
     services: Informer<Service>,
