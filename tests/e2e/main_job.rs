@@ -107,16 +107,17 @@ fn streams(story: &Story) {
     assert!(unknown.contains("container none is not valid for pod other"), "{unknown}");
     // An order that is none, on stdin: the answer says that it arrived.
     let mut command = story.kubectl_command();
-    let mut child =
-        command.args(["exec", "-i", "other", "--", "/kprov", "host"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = child.spawn().expect("kubectl starts");
+    let host = command.args(["exec", "-i", "other", "--", "/kprov", "host"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = host.stderr(Stdio::piped()).spawn().expect("kubectl starts");
     child.stdin.take().expect("stdin").write_all(b"kprov-frame 4\nnull\n").expect("written");
     let answer = text(&child.wait_with_output().expect("kubectl ends"));
     assert!(answer.contains("could not understand"), "{answer}");
 
     let mut command = story.kubectl_command();
     let mut forward = command.args(["port-forward", "pod/other", ":9090"]).stdout(Stdio::piped()).spawn().expect("kubectl starts");
-    let said = BufReader::new(forward.stdout.take().expect("stdout")).lines().next().expect("a line").expect("text");
+    // Held to the end: kubectl dies of a reader that went away.
+    let mut lines = BufReader::new(forward.stdout.take().expect("stdout")).lines();
+    let said = lines.next().expect("a line").expect("text");
     let port = said.split("127.0.0.1:").nth(1).and_then(|rest| rest.split(' ').next()).unwrap_or_else(|| panic!("{said}")).to_string();
     for _ in 0..3 {
         let answer = http_get(&format!("127.0.0.1:{port}"), "/").expect("the pod answers");

@@ -1,9 +1,14 @@
 //! The API over the in-process transport.
 
+use super::kinds::patch::PatchType;
+use super::kinds::patch::hostile_tests::{self, Case};
 use super::{Server, User};
+use crate::sys::fuzz::fuzz;
 use bytes::Bytes;
 use http::Request;
 use http_body_util::BodyExt;
+use proptest::prelude::*;
+use proptest::test_runner::TestCaseResult;
 use serde_json::{Value, json};
 use std::sync::Arc;
 
@@ -541,18 +546,65 @@ async fn racing_patches_all_count() {
     assert_eq!(api.get(&format!("{MAPS}/a")).await.1["data"].as_object().map(serde_json::Map::len), Some(21));
 }
 
-proptest::proptest! {
-    #![proptest_config(proptest::prelude::ProptestConfig { cases: 400, failure_persistence: None, ..Default::default() })]
-    #[test]
-    fn no_request_makes_the_server_fail(method in "GET|POST|PUT|PATCH|DELETE|HEAD", path in "(/api/v1|/apis/apps/v1|/)(/namespaces/default|)(/(pods|services|deployments|namespaces|x))?(/[a-z%.]{0,4})?(/(status|scale|binding|token|log|x))?",
-        query in "((watch|limit|continue|resourceVersion|fieldSelector|labelSelector|dryRun|includeObject)=[a-z0-9=!,%]{0,6}&){0,2}", body in "\\{\"(metadata|spec|kind|status)\":(\\{\\}|null|\\[\\]|\"a\"|\\{\"name\":(\"a\"|1|null)\\})\\}|[\\[{\"a]{0,3}",
-        kind in "application/(json|yaml|json-patch\\+json|merge-patch\\+json|strategic-merge-patch\\+json)", accept in "application/(json|yaml|json;as=Table;v=v1;g=meta[.]k8s[.]io)") {
-        tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime").block_on(async {
-            let api = Api::new().await;
-            let response = api.raw(&method, &format!("{path}?{query}"), &[("content-type", &kind), ("accept", &accept)], &body).await;
-            assert_ne!(response.status().as_u16(), 500, "{method} {path}?{query} {body}");
-        });
+/// Method, path, query, body, content type, accept: what scanners and broken clients send.
+fn odd_requests() -> impl Strategy<Value = [String; 6]> {
+    [
+        "GET|POST|PUT|PATCH|DELETE|HEAD",
+        "(/api/v1|/apis/apps/v1|/)(/namespaces/default|)(/(pods|services|deployments|namespaces|x))?(/[a-z%.]{0,4})?(/(status|scale|binding|token|log|x))?",
+        "((watch|limit|continue|resourceVersion|fieldSelector|labelSelector|dryRun|includeObject)=[a-z0-9=!,%]{0,6}&){0,2}",
+        "\\{\"(metadata|spec|kind|status)\":(\\{\\}|null|\\[\\]|\"a\"|\\{\"name\":(\"a\"|1|null)\\})\\}|[\\[{\"a]{0,3}",
+        "application/(json|yaml|json-patch\\+json|merge-patch\\+json|strategic-merge-patch\\+json)",
+        "application/(json|yaml|json;as=Table;v=v1;g=meta[.]k8s[.]io)",
+    ]
+    .map(|pattern| proptest::string::string_regex(pattern).expect("a pattern"))
+}
+
+/// Over the whole way of a write: the patched object is refused, or kept as the patch says.
+async fn patched(api: &Api, case: &Case) -> TestCaseResult {
+    let list = match case.kind {
+        "Deployment" => "/apis/apps/v1/namespaces/default/deployments",
+        "Service" => "/api/v1/namespaces/default/services",
+        _ => PODS,
+    };
+    let media = match case.format {
+        PatchType::Json => "application/json-patch+json",
+        PatchType::Merge => "application/merge-patch+json",
+        PatchType::Strategic => "application/strategic-merge-patch+json",
+    };
+    let made = api.made(list, case.object.clone()).await;
+    let path = format!("{list}/a");
+    let send = async || api.send("PATCH", &path, &[("content-type", media)], &case.patch.to_string()).await;
+    let (code, new) = send().await;
+    prop_assert!((200..500).contains(&code), "{code} {new}");
+    let (_, kept) = api.get(&path).await;
+    if code != 200 {
+        prop_assert_eq!(kept, made, "refused: {}", new);
+        return Ok(());
     }
+    prop_assert_eq!(&kept, &new);
+    if case.format == PatchType::Merge {
+        for place in hostile_tests::unknown_places(&case.object).iter().filter(|place| !hostile_tests::names(&case.patch, place)) {
+            prop_assert_eq!(new.pointer(place), case.object.pointer(place), "{} was not named", place);
+        }
+        // Whoever names a version means that one alone.
+        if case.patch.pointer("/metadata/resourceVersion").is_none() {
+            prop_assert_eq!(send().await, (200, new), "the same patch again changes nothing");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn fuzz_no_request_makes_the_server_fail() {
+    fuzz(&(hostile_tests::cases(false), odd_requests()), 400, |(case, [method, path, query, body, kind, accept])| {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime").block_on(async {
+            let api = Api::new().await.with_account().await;
+            patched(&api, &case).await?;
+            let response = api.raw(&method, &format!("{path}?{query}"), &[("content-type", &kind), ("accept", &accept)], &body).await;
+            prop_assert_ne!(response.status().as_u16(), 500);
+            Ok(())
+        })
+    });
 }
 
 /// `cargo test --release creates_per_second -- --ignored --nocapture`

@@ -66,7 +66,13 @@ impl Flags {
         let flag = |name| all(name).next_back().is_some_and(|value| matches!(value.as_str(), "true" | "1"));
         let tty = flag("tty");
         // With a terminal both outputs are one.
-        Flags { command: all("command").cloned().collect(), tty, stdin: flag("stdin"), stdout: flag("stdout"), stderr: flag("stderr") && !tty }
+        Flags {
+            command: all("command").cloned().collect(),
+            tty,
+            stdin: flag("stdin"),
+            stdout: flag("stdout"),
+            stderr: flag("stderr") && !tty,
+        }
     }
 }
 
@@ -77,7 +83,11 @@ fn labels(namespace: &str, pod: &str) -> Map {
 async fn running(context: &Context, namespace: &str, pod: &str, container: &str) -> Result<String> {
     let mut labels = labels(namespace, pod);
     labels.insert(LABEL_CONTAINER_NAME.to_owned(), container.to_owned());
-    let found = context.runtime.list_containers(labels).await.map_err(|refusal| Error::host("could not list containers").because(refusal.message))?;
+    let found = context
+        .runtime
+        .list_containers(labels)
+        .await
+        .map_err(|refusal| Error::host("could not list containers").because(refusal.message))?;
     let alive = found.into_iter().filter(|container: &Container| container.state == container_state::RUNNING);
     let newest = alive.max_by_key(|container| container.created_at);
     newest.map(|container| container.id).ok_or_else(|| Error::input(format!("container not found ({container:?})")))

@@ -285,15 +285,14 @@ impl Hosts {
 
     /// Everything of a host that kprov could have changed: files, mounts, processes, links, addresses, routes, rules, control groups.
     pub fn inventory(&self, host: &str) -> String {
-        let look = "find / -xdev -newer /etc/machine-id \\( -path /proc -o -path /sys -o -path /dev -o -path /var/log -o -path /var/lib/cloud \\) -prune -o -type f -print | sort
-            find /etc/kprov /etc/exports.d /var/lib/kprov /var/lib/kprov-filesystems /var/lib/containerd /run /etc/cni /etc/containerd /root /home /usr/local 2>/dev/null | grep -v -e /run/sshd -e /run/sudo -e /run/mount | sort
+        let look = "find /etc/kprov /etc/exports.d /var/lib/kprov /var/lib/kprov-filesystems /var/lib/containerd /run /etc/cni /etc/containerd /root /home /usr/local 2>/dev/null | grep -v -e /run/sshd -e /run/sudo -e /run/mount | sort
             cut -d' ' -f5 /proc/self/mountinfo | sort
             ps -eo args= | grep -v -e '^ps ' -e '^sh -c' -e '^sshd: ' -e '^sort' -e '^grep' -e '^find' | sort
             ip -o link | cut -d: -f2 | sed 's/@.*//'; ip -o -4 addr | sed 's/  */ /g' | cut -d' ' -f2-4; ip route
             nft list tables; find /sys/fs/cgroup -type d -name '*kp*'; cat /root/.ssh/authorized_keys /home/*/.ssh/authorized_keys 2>/dev/null
             cat /etc/exports; exportfs -s";
         let output = self.machines.inside(host, look);
-        String::from_utf8_lossy(&output.stdout).into_owned()
+        format!("{}\n{}", self.machines.own_files(host).join("\n"), String::from_utf8_lossy(&output.stdout))
     }
 
     pub fn has_address(&self, host: &str, address: &str) -> bool {

@@ -140,6 +140,25 @@ impl Machines {
         command.stdin(Stdio::null()).output().expect("nsenter")
     }
 
+    /// The files that the machine has beside those of the host below it, but for logs. Looking for them inside would read the whole host.
+    pub fn own_files(&self, name: &str) -> Vec<String> {
+        let upper = self.folder(name).join("upper");
+        let (mut files, mut folders) = (Vec::new(), vec![upper.clone()]);
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(folder).expect("the machine's files").flatten() {
+                let path = entry.path();
+                let shown = path.strip_prefix(&upper).expect("below").display().to_string();
+                match entry.file_type().expect("a type") {
+                    kind if kind.is_dir() && !["var/log", "var/lib/cloud"].contains(&shown.as_str()) => folders.push(path),
+                    kind if kind.is_file() => files.push(shown),
+                    _ => {}
+                }
+            }
+        }
+        files.sort();
+        files
+    }
+
     /// From now on an NFS server answers at this address (or name) and serves this filesystem.
     pub fn serve_filesystem(&self, server: &str, filesystem: &str) {
         let _ = fs::create_dir(self.shared.join(filesystem));

@@ -1,7 +1,7 @@
 //! Starting a container: its image, what its environment is made of, its creation, its postStart hook.
 
+use super::telling::subject;
 use super::{Signal, Worker, failure, now};
-use crate::orchestrator::client::events::Subject;
 use crate::orchestrator::kubelet::decide::Plan;
 use crate::orchestrator::kubelet::environment::{self, Sources};
 use crate::orchestrator::kubelet::observed::*;
@@ -34,7 +34,7 @@ impl Worker {
             }
             let auth = images::credentials(&secrets, &image);
             let (result, talk) = images::ensure(&context.runtime, &spec, auth, before.map(|failure| failure.pause), now()).await;
-            let subject = Subject::of(&*pod).field(format!("spec.containers{{{container}}}"));
+            let subject = subject(&pod, &container);
             for (reason, message, warning) in talk {
                 match warning {
                     true => context.recorder.warning(subject.clone(), reason, message),

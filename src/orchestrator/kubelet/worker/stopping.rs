@@ -1,7 +1,8 @@
 //! Stopping a container, and what is cleared away when nothing of the pod runs any more.
 
+use super::telling::subject;
 use super::{Signal, Worker, now};
-use crate::orchestrator::client::events::Subject;
+
 use crate::orchestrator::kubelet::observed::*;
 use crate::orchestrator::kubelet::probes::Kind;
 use crate::orchestrator::kubelet::sandbox::{self, name, uid};
@@ -34,8 +35,7 @@ impl Worker {
                 // A forced end (no grace at all) has no time for a hook.
                 if let Some(hook) = hook.filter(|_| !left().is_zero()) {
                     if let Err(message) = handlers::hook(&context.runtime, &pod, &spec, &target, &hook, left()).await {
-                        let subject = Subject::of(&*pod).field(format!("spec.containers{{{}}}", spec.name));
-                        context.recorder.warning(subject, "FailedPreStopHook", message);
+                        context.recorder.warning(subject(&pod, &spec.name), "FailedPreStopHook", message);
                     }
                     least = AFTER_HOOK;
                 }

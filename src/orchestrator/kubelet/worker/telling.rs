@@ -6,7 +6,7 @@ use crate::orchestrator::kubelet::decide::Plan;
 use crate::orchestrator::kubelet::observed::*;
 use crate::orchestrator::kubelet::sandbox::{name, namespace, uid};
 use crate::orchestrator::kubelet::{images, status};
-use k8s_openapi::api::core::v1::PodStatus;
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
 
 impl Worker {
     pub(super) fn publish(&mut self, seen: &Observed, plan: &Plan) {
@@ -37,8 +37,7 @@ impl Worker {
     }
 
     pub(super) fn container_event(&self, container: &str, warning: bool, reason: &str, message: &str) {
-        let list = if init_containers(&self.pod).iter().any(|spec| spec.name == container) { "initContainers" } else { "containers" };
-        let subject = Subject::of(&*self.pod).field(format!("spec.{list}{{{container}}}"));
+        let subject = subject(&self.pod, container);
         if warning {
             self.context.recorder.warning(subject, reason, message);
         } else {
@@ -59,6 +58,12 @@ fn latest(shown: PodStatus, told: PodStatus) -> PodStatus {
     conditions.retain(|condition| status::is_own(&condition.type_));
     conditions.extend(shown.conditions.unwrap_or_default().into_iter().filter(|condition| !status::is_own(&condition.type_)));
     PodStatus { conditions: Some(conditions), start_time: told.start_time.or(shown.start_time), ..shown }
+}
+
+/// What an event about a container is about: its place in the pod's spec.
+pub(super) fn subject(pod: &Pod, container: &str) -> Subject {
+    let list = if init_containers(pod).iter().any(|spec| spec.name == container) { "initContainers" } else { "containers" };
+    Subject::of(pod).field(format!("spec.{list}{{{container}}}"))
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! The patch formats of the API, applied to one object.
 
+#[cfg(test)]
+pub mod hostile_tests;
 mod strategic;
 
 use super::KindRow;
@@ -226,17 +228,5 @@ mod tests {
                     .prop_map(|map| Value::Object(map.into_iter().collect())),
             ]
         })
-    }
-
-    proptest! {
-        #[test]
-        fn no_json_makes_a_patch_panic(current in any_json(), patch in any_json(), bytes in prop::collection::vec(any::<u8>(), 0..40)) {
-            for row in Registry::builtin().all() {
-                for kind in [PatchType::Json, PatchType::Merge, PatchType::Strategic] {
-                    let _ = apply(row, kind, &current, patch.to_string().as_bytes());
-                    let _ = apply(row, kind, &current, &bytes);
-                }
-            }
-        }
     }
 }
