@@ -1,8 +1,34 @@
 //! The commented blueprint that `kprov init` writes.
 
-/// A blueprint that validates and serves the demo application as it is; `name` is the cluster's.
+use super::load::{self, Disk};
+use super::tree;
+use crate::error::{Error, Result};
+use serde_json::json;
+use std::path::Path;
+
+/// A blueprint that validates and serves the demo application as it is; or why there is none for a cluster of this name.
+pub fn checked(name: &str) -> Result<String> {
+    let text = text(name);
+    // The name is all that can be wrong with it, and what comes first in it.
+    match load::from_text(&text, Path::new("the starter"), &Disk).map_err(|problems| problems.0.into_iter().next()) {
+        Err(Some(problem)) => {
+            let error = Error::input("could not write a blueprint for a cluster of this name").because(problem.message);
+            Err(problem.hint.into_iter().fold(error, Error::hint))
+        }
+        _ => Ok(text),
+    }
+}
+
+/// The same unchecked; `name` is the cluster's.
 pub fn text(name: &str) -> String {
-    STARTER.replace("CLUSTER", name)
+    STARTER.replace("CLUSTER/", &format!("{name}/")).replace("CLUSTER", &scalar(name))
+}
+
+/// As YAML: a cluster may be called `null` or `true`, which only quotes make a text.
+fn scalar(name: &str) -> String {
+    let (documents, mistakes) = tree::read(name);
+    let is_plain = mistakes.is_empty() && matches!(documents.as_slice(), [node] if node.text() == Some(name));
+    if is_plain { name.into() } else { json!(name).to_string() }
 }
 
 const STARTER: &str = r#"# One desired architecture. `kprov up FILE` makes it exist and keeps it true; `kprov down FILE` leaves nothing.
@@ -74,3 +100,32 @@ spec:
         selector: {app: web}
         ports: [{port: 80, targetPort: 8080}]
 "#;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_name_that_a_cluster_may_have_gives_a_blueprint_that_validates() {
+        for name in ["shop", "a", "a-1", "true", "no", "null", "y"] {
+            let loaded = load::from_text(&checked(name).expect(name), Path::new("starter.yaml"), &Disk).expect(name);
+            assert_eq!(loaded.blueprint.metadata.name, name);
+            assert_eq!(loaded.blueprint.spec.workloads[1]["metadata"]["namespace"], name);
+        }
+    }
+
+    #[test]
+    fn any_other_name_is_refused_for_what_is_wrong_with_it() {
+        let check = |name: &str, cause: &str, hints: &[&str]| {
+            let error = checked(name).expect_err(name);
+            assert_eq!(error.chain(), format!("could not write a blueprint for a cluster of this name: {cause}"));
+            assert_eq!(error.hints(), hints, "{name}");
+        };
+        let rule = "is not a cluster's name: small letters, digits and dashes, a letter first, no dash last";
+        check("Bad_Name", &format!("`Bad_Name` {rule}"), &["for instance `bad-name`"]);
+        check("a: b", &format!("`a: b` {rule}"), &["for instance `a--b`"]);
+        check("", &format!("`` {rule}"), &["for instance `shop`"]);
+        check("1", &format!("`1` {rule}"), &["for instance `shop`"]);
+        check(&"a".repeat(41), "a cluster's name has at most 40 letters, this one has 41", &[]);
+    }
+}

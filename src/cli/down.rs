@@ -6,7 +6,7 @@ use super::state::{self, Named};
 use super::{logging, terminal};
 use crate::blueprint::ProviderName;
 use crate::error::{Error, Kind, Result};
-use crate::providers::{self, Settings};
+use crate::providers::Settings;
 use serde_json::json;
 use std::path::Path;
 use std::process::ExitCode;
@@ -84,14 +84,6 @@ async fn target(args: &Args) -> Result<Option<(String, Settings)>> {
         let loaded = terminal::read_blueprint(Path::new(text));
         return Ok(loaded.map(|loaded| (loaded.blueprint.metadata.name.clone(), Settings::of(&loaded.blueprint))));
     }
-    if let Some(record) = (Named { name: text.clone(), provider: args.provider }).recorded()? {
-        return Ok(Some((record.cluster.name, record.settings)));
-    }
-    // Without a record only this host is searched, or what the flag names: an account is not looked through unasked.
-    let settings = Settings::plain(args.provider.unwrap_or(ProviderName::Local));
-    if providers::find(&settings, text).await?.is_some() {
-        return Ok(Some((text.clone(), settings)));
-    }
-    Err(Error::input(format!("could not find a cluster or a file called {text:?}"))
-        .hint("kprov list shows the clusters; a blueprint's file, or --provider, finds one whose state is lost"))
+    let record = Named { name: text.clone(), provider: args.provider }.find().await?;
+    Ok(Some((record.cluster.name, record.settings)))
 }

@@ -12,5 +12,5 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<()> {
-    terminal::print(starter::text(&args.name))
+    terminal::print(starter::checked(&args.name)?)
 }

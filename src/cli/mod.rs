@@ -119,7 +119,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Down(args) => return runtime(2)?.block_on(down::run(&args)),
         Command::Status(args) => return runtime(2)?.block_on(status::run(&args)),
         Command::List(args) => return runtime(1)?.block_on(list::run(&args)),
-        Command::Kubeconfig(args) => kubeconfig::run(&args)?,
+        Command::Kubeconfig(args) => runtime(1)?.block_on(kubeconfig::run(&args))?,
         Command::Ssh(args) => return runtime(1)?.block_on(ssh::run(&args)),
         Command::Doctor(args) => return doctor::run(&args),
         Command::Validate(args) => return validate::run(&args),

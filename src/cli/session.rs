@@ -86,11 +86,8 @@ impl Session {
         let state = self.state.as_ref().ok_or_else(|| Error::internal("a look must not make keys"))?;
         state.save(&Record { cluster: self.cluster.clone(), settings: self.settings.clone() })?;
         self.fresh = false;
-        let trust = match self.known_trust().await? {
-            Some(trust) => trust,
-            None => Trust::create(&self.cluster, SystemTime::now())?,
-        };
-        self.keep_trust(trust)
+        let known = self.known_trust().await?;
+        self.keep_trust(known.map_or_else(|| Trust::create(&self.cluster, SystemTime::now()), Ok)?)
     }
 
     fn keep_trust(&mut self, trust: Trust) -> Result<()> {
@@ -120,14 +117,13 @@ impl Session {
         }
     }
 
-    /// As `establish_trust`, but for a look only: keys that nobody has yet are made up and forgotten.
-    pub async fn borrow_trust(&mut self) -> Result<()> {
-        let trust = match self.known_trust().await? {
-            Some(trust) => trust,
-            None => Trust::create(&self.cluster, SystemTime::now())?,
-        };
+    /// As `establish_trust`, but for a look only: keys that nobody has yet are made up and forgotten. False for such.
+    pub async fn borrow_trust(&mut self) -> Result<bool> {
+        let known = self.known_trust().await?;
+        let is_known = known.is_some();
+        let trust = known.map_or_else(|| Trust::create(&self.cluster, SystemTime::now()), Ok)?;
         self.trust = Some(Arc::new(trust));
-        Ok(())
+        Ok(is_known)
     }
 
     async fn known_trust(&self) -> Result<Option<Trust>> {
@@ -296,10 +292,14 @@ impl Session {
         self.folder.join("kubeconfig")
     }
 
-    pub fn save_kubeconfig(&self, observed: &[Observed]) -> Result<()> {
+    pub fn kubeconfig_text(&self, observed: &[Observed]) -> Result<String> {
         let address = address(self.control_plane(observed)?, Side::Outside)?;
         let server = format!("https://{}", SocketAddr::new(address, crate::orchestrator::config::API_PORT));
-        let text = self.trust()?.kubeconfig(&server);
+        Ok(self.trust()?.kubeconfig(&server))
+    }
+
+    pub fn save_kubeconfig(&self, observed: &[Observed]) -> Result<()> {
+        let text = self.kubeconfig_text(observed)?;
         let path = self.kubeconfig();
         if std::fs::read_to_string(&path).is_ok_and(|kept| kept == text) {
             return Ok(());

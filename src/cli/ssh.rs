@@ -19,7 +19,7 @@ pub struct Args {
 }
 
 pub async fn run(args: &Args) -> Result<ExitCode> {
-    let mut session = Session::view(args.cluster.record()?).await?;
+    let mut session = Session::view(args.cluster.find().await?).await?;
     session.borrow_trust().await?;
     let observed = session.observe_provider().await?;
     let machines: Vec<_> = observed.iter().filter(|thing| thing.id.kind == MACHINE).collect();

@@ -13,7 +13,7 @@
 use crate::blueprint::ProviderName;
 use crate::engine::Cluster;
 use crate::error::{Context, Error, Kind, Result};
-use crate::providers::Settings;
+use crate::providers::{self, Settings};
 use crate::sys::{files, paths};
 use serde::{Deserialize, Serialize};
 use std::fs;
@@ -99,15 +99,21 @@ pub fn provider_name(text: &str) -> std::result::Result<ProviderName, String> {
 }
 
 impl Named {
-    /// The operator's record of it; an error that says what to do when there is none, or more than one.
-    pub fn record(&self) -> Result<Record> {
-        self.recorded()?.ok_or_else(|| {
+    /// The operator's record of it, else what the provider's own tags say: of this host, or of the account that `--provider` names (one is
+    /// not looked through unasked).
+    pub async fn find(&self) -> Result<Record> {
+        if let Some(record) = self.recorded()? {
+            return Ok(record);
+        }
+        let settings = Settings::plain(self.provider.unwrap_or(ProviderName::Local));
+        let cluster = providers::find(&settings, &self.name).await?.ok_or_else(|| {
             Error::input(format!("could not find cluster {}", self.name))
-                .hint("kprov list shows the clusters; kprov up FILE finds lost state again")
-        })
+                .hint("kprov list shows the clusters; --provider, or kprov up FILE, finds one whose state is lost")
+        })?;
+        Ok(Record { cluster, settings })
     }
 
-    pub fn recorded(&self) -> Result<Option<Record>> {
+    fn recorded(&self) -> Result<Option<Record>> {
         let meant = |record: &Record| record.cluster.name == self.name && self.provider.is_none_or(|one| one == record.settings.provider);
         let mut found: Vec<Record> = all().into_iter().filter(meant).collect();
         if found.len() > 1 {

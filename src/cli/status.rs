@@ -50,7 +50,7 @@ struct Inside {
 
 pub async fn run(args: &Args) -> Result<ExitCode> {
     let record = match &args.name {
-        Some(name) => Named { name: name.clone(), provider: args.provider }.record()?,
+        Some(name) => Named { name: name.clone(), provider: args.provider }.find().await?,
         None => only_one()?,
     };
     let name = record.cluster.name.clone();

@@ -101,7 +101,8 @@ mod tests {
         let request = Request::post("/").header(HOST, "api").header(UPGRADE, "SPDY/3.1").header(CONNECTION, "Upgrade");
         let request = request.header(STREAM_PROTOCOL, "v4.channel.k8s.io").header(STREAM_PROTOCOL, "v3.channel.k8s.io");
         let mut answer = sender.send_request(request.body(Empty::<Bytes>::new()).expect("a request")).await.expect("an answer");
-        assert_eq!((answer.status(), &answer.headers()[STREAM_PROTOCOL]), (StatusCode::SWITCHING_PROTOCOLS, &"v4.channel.k8s.io"));
+        assert_eq!(answer.status(), StatusCode::SWITCHING_PROTOCOLS);
+        assert_eq!(answer.headers()[STREAM_PROTOCOL], "v4.channel.k8s.io");
         let mut stream = TokioIo::new(hyper::upgrade::on(&mut answer).await.expect("an upgrade"));
         stream.write_all(b"ping").await.expect("written");
         let mut heard = [0; 5];

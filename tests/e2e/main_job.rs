@@ -3,7 +3,7 @@
 use crate::harness::{Operated, Story, assert_gone, http_get, text};
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Write};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 fn json(text: &str) -> Value {
     serde_json::from_str(text).unwrap_or_else(|error| panic!("not JSON ({error}): {text}"))
@@ -162,14 +162,22 @@ fn with_the_state_folder_lost_plan_up_and_down_still_do_the_right_thing() {
     let file = blueprint.to_str().expect("path");
     story.ok(&["up", file, "--yes"]);
     let uid = story.kubectl_ok(&["get", "namespace", "kube-system", "-o", "jsonpath={.metadata.uid}"]);
-    std::fs::remove_dir_all(story.home()).expect("the state is lost");
+    let forget = || std::fs::remove_dir_all(story.home()).expect("the state is lost");
+    forget();
+
+    // By its name alone, as far as this host tells.
+    assert!(story.ok(&["status", &story.name]).contains("as wanted"));
+    let kubeconfig = story.write("found", &story.ok(&["kubeconfig", &story.name]));
+    let nodes = Command::new("kubectl").arg("--kubeconfig").arg(kubeconfig).args(["get", "nodes"]).output().expect("kubectl starts");
+    assert!(nodes.status.success() && text(&nodes).contains("control-1"), "{}", text(&nodes));
+    forget();
 
     let plan = story.kprov(&["plan", file, "--exit-code"]);
     assert_eq!(plan.status.code(), Some(0), "what exists is found by its tag: {}", text(&plan));
     story.ok(&["up", file, "--yes"]);
     assert_eq!(story.kubectl_ok(&["get", "namespace", "kube-system", "-o", "jsonpath={.metadata.uid}"]), uid, "the same cluster");
 
-    std::fs::remove_dir_all(story.home()).expect("the state is lost again");
+    forget();
     let cluster = story.cluster();
     story.ok(&["down", file, "--yes"]);
     assert_gone(&cluster);
