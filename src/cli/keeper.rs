@@ -34,9 +34,9 @@ use tokio_util::sync::CancellationToken;
 const REST: Duration = Duration::from_secs(30);
 /// After a round that left something undone; doubled up to [`REST`] while rounds achieve nothing (a quota that is full stays full).
 const AGAIN: Duration = Duration::from_secs(2);
-/// Before the hand-off, and after a fence, only the epoch is looked at. The hand-off follows the Blueprint's creation, which wakes the
-/// loop, within milliseconds; without it the pauses double up to [`REST`], since every look is a request that somebody counts.
-const NOT_YET: Duration = Duration::from_millis(100);
+/// Before the hand-off, and after a fence, only the epoch is looked at, and not all providers tell when it changes: people wait for that,
+/// while every look is a request that somebody counts. So the pauses double from the first to the second.
+const NOT_YET: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(2)];
 
 /// Ends only when told to; a provider that cannot be reached is tried again.
 pub async fn run(client: Client, informers: Informers, config: Arc<ServerConfig>, cancel: CancellationToken) -> Result<()> {
@@ -96,13 +96,13 @@ impl Keeper {
                 tracing::warn!("infrastructure: {}", error.chain());
                 RoundEnd::Undone { effects: 0 }
             });
-            idle = if end == (RoundEnd::Undone { effects: 0 }) || end == RoundEnd::NotTheWriter { idle + 1 } else { 0 };
+            // Only rounds that came by themselves say that there is nothing to hurry for.
             tokio::select! {
                 () = blueprints.wait() => idle = 0,
                 () = nodes.wait() => {}
                 () = services.wait() => {}
                 now = self.provider.changed(&seen) => seen = now.unwrap_or_default(),
-                () = sleep(pause(end, idle)) => {}
+                () = sleep(pause(end, idle)) => idle = if end.is_idle() { idle + 1 } else { 0 },
             }
         }
     }
@@ -211,13 +211,19 @@ enum RoundEnd {
     NotTheWriter,
 }
 
-/// How long to rest when nothing happens meanwhile; `idle` rounds in a row, this one included, achieved nothing.
+impl RoundEnd {
+    fn is_idle(self) -> bool {
+        matches!(self, RoundEnd::Undone { effects: 0 } | RoundEnd::NotTheWriter)
+    }
+}
+
+/// How long to rest when nothing happens meanwhile, after so many idle rounds in a row.
 fn pause(end: RoundEnd, idle: u32) -> Duration {
-    let doubled = |first: Duration| (first * (1 << idle.saturating_sub(1).min(10))).min(REST);
+    let doubled = |first: Duration, most: Duration| (first * (1 << idle.min(10))).min(most);
     match end {
         RoundEnd::Quiet => REST,
-        RoundEnd::Undone { .. } => doubled(AGAIN),
-        RoundEnd::NotTheWriter => doubled(NOT_YET),
+        RoundEnd::Undone { .. } => doubled(AGAIN, REST),
+        RoundEnd::NotTheWriter => doubled(NOT_YET[0], NOT_YET[1]),
     }
 }
 
@@ -292,9 +298,9 @@ mod tests {
     #[test]
     fn rounds_that_achieve_nothing_come_less_and_less_often() {
         let seconds = |end, idle| pause(end, idle).as_secs_f64();
-        assert_eq!([1, 2, 3, 4, 5, 60].map(|idle| seconds(RoundEnd::Undone { effects: 0 }, idle)), [2.0, 4.0, 8.0, 16.0, 30.0, 30.0]);
+        assert_eq!([0, 1, 2, 3, 4, 60].map(|idle| seconds(RoundEnd::Undone { effects: 0 }, idle)), [2.0, 4.0, 8.0, 16.0, 30.0, 30.0]);
         assert_eq!(seconds(RoundEnd::Undone { effects: 3 }, 0), 2.0);
-        assert_eq!([1, 2, 9, 10].map(|idle| seconds(RoundEnd::NotTheWriter, idle)), [0.1, 0.2, 25.6, 30.0]);
+        assert_eq!([0, 1, 4, 5, 60].map(|idle| seconds(RoundEnd::NotTheWriter, idle)), [0.1, 0.2, 1.6, 2.0, 2.0]);
         assert_eq!(seconds(RoundEnd::Quiet, 0), 30.0);
     }
 

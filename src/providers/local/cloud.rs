@@ -213,6 +213,9 @@ impl Cloud {
         let text = serde_json::to_vec(&swap.next).or_fail(Kind::Internal, || "could not write the epoch")?;
         files::write_atomic(&self.layout.epoch(), &text, 0o600).or_fail(Kind::Host, || "could not write the epoch")?;
         state.epoch = Some(swap.next);
+        drop(state);
+        // The loop inside waits to become the writer.
+        self.bump();
         Ok(true)
     }
 
