@@ -104,9 +104,14 @@ pub fn remove(layout: &Layout) -> Result<()> {
         umount2(&namespace, MntFlags::MNT_DETACH).or_fail(Kind::Host, failed)?;
     }
     match fs::remove_file(&namespace) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).or_fail(Kind::Host, failed),
-        _ => Ok(()),
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error).or_fail(Kind::Host, failed),
+        _ => {}
     }
+    // Only when they are empty: other clusters have theirs there.
+    for folder in namespace.ancestors().skip(1).take(2) {
+        let _ = fs::remove_dir(folder);
+    }
+    Ok(())
 }
 
 /// Gives a machine, whose first process is `pid`, its interface `eth0`, address and loopback.

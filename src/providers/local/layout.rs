@@ -67,8 +67,10 @@ impl Layout {
     pub fn machine(&self, name: &str) -> PathBuf {
         self.machines().join(name)
     }
+    /// Not in /run/netns: the first `ip netns add` of anybody mounts that folder over itself, and what was pinned there before can never be
+    /// unpinned again.
     pub fn namespace(&self) -> PathBuf {
-        PathBuf::from(format!("/run/netns/{}", self.link()))
+        PathBuf::from(format!("/run/kprov/netns/{}", self.link()))
     }
     /// The host's end of the way into the fabric; also the namespace's name. 11 of the 15 bytes a link's name may have.
     pub fn link(&self) -> String {
