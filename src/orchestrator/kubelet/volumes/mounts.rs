@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::Mode;
+use nix::unistd::Gid;
 
 /// A file system in memory at `folder`, unless there is one already; true when it is new.
 pub fn memory(folder: &Path, size_bytes: Option<i64>) -> io::Result<bool> {
@@ -53,18 +54,25 @@ fn open_beneath(root: &impl std::os::fd::AsFd, path: &str) -> io::Result<OwnedFd
     Ok(openat2(root, path, how(OFlag::O_PATH))?)
 }
 
-/// Makes missing folders one by one, each below the one opened before.
+/// Makes missing folders one by one, each below the one opened before, and each as open as the volume is (whatever the umask): who may
+/// write there may write here.
 fn make_beneath(root: &fs::File, path: &str) -> io::Result<()> {
+    let (mode, group) = (Mode::from_bits_truncate(root.metadata()?.mode() & 0o7777), Gid::from_raw(root.metadata()?.gid()));
     let mut at: OwnedFd = root.try_clone()?.into();
     for part in Path::new(path).components() {
         let std::path::Component::Normal(name) = part else {
             return Err(io::Error::other(format!("could not use {path:?} as a path inside a volume")));
         };
-        match nix::sys::stat::mkdirat(&at, name, Mode::from_bits_truncate(0o755)) {
-            Ok(()) | Err(nix::errno::Errno::EEXIST) => {}
+        let made = match nix::sys::stat::mkdirat(&at, name, Mode::from_bits_truncate(0o755)) {
+            Ok(()) => true,
+            Err(nix::errno::Errno::EEXIST) => false,
             Err(error) => return Err(error.into()),
+        };
+        at = openat2(&at, name, how(OFlag::O_RDONLY | OFlag::O_DIRECTORY))?;
+        if made {
+            nix::unistd::fchown(&at, None, Some(group))?;
+            nix::sys::stat::fchmod(&at, mode)?;
         }
-        at = openat2(&at, name, how(OFlag::O_PATH | OFlag::O_DIRECTORY))?;
     }
     Ok(())
 }
