@@ -34,9 +34,32 @@ pub async fn run(args: &Args) -> Result<ExitCode> {
         .arg("-F")
         .arg(ssh.config_file())
         .arg(&args.machine)
-        .args(&args.command)
+        .args(remote(&args.command))
         .status()
         .or_fail(Kind::Host, || "could not start ssh")?;
     // ssh answers with the remote command's own exit code; so does this.
     Ok(ExitCode::from(u8::try_from(status.code().unwrap_or(255)).unwrap_or(255)))
+}
+
+/// ssh joins the words that it is given, and a shell there splits them again: several stay the words they are, a single one is that
+/// shell's to read.
+fn remote(command: &[String]) -> Vec<String> {
+    let quoted = |word: &String| format!("'{}'", word.replace('\'', "'\\''"));
+    if let [line] = command { vec![line.clone()] } else { command.iter().map(quoted).collect() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn several_words_stay_as_they_are_and_one_is_a_line_for_the_shell() {
+        let check = |words: &[&str], expected: &[&str]| {
+            assert_eq!(remote(&words.iter().map(|word| word.to_string()).collect::<Vec<_>>()), expected)
+        };
+        check(&[], &[]);
+        check(&["uptime; df -h"], &["uptime; df -h"]);
+        check(&["sh", "-c", "exit 7"], &["'sh'", "'-c'", "'exit 7'"]);
+        check(&["echo", "it's"], &["'echo'", "'it'\\''s'"]);
+    }
 }
