@@ -98,7 +98,7 @@ async fn look_inside(session: &Session, things: &[Observed]) -> Result<Inside> {
     });
     let mut left =
         wanted.as_ref().map(|blueprint| waiting(&all_machines(blueprint), &blueprint.spec.workloads, &objects)).unwrap_or_default();
-    left.extend(object.as_ref().and_then(keeping));
+    left.extend(object.iter().flat_map(keeping));
     Ok(Inside { nodes: objects.nodes, wanted, status: object.and_then(|object| object.status).unwrap_or_default(), waiting: left })
 }
 

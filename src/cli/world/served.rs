@@ -101,7 +101,7 @@ pub async fn until_served(
     let mut said = String::new();
     loop {
         let mut left = waiting(machines, &blueprint.spec.workloads, &watch.objects());
-        left.extend(watch.blueprints.get("", &blueprint.metadata.name).and_then(|object| keeping(&object)));
+        left.extend(watch.blueprints.get("", &blueprint.metadata.name).iter().flat_map(|object| keeping(object)));
         let Some(first) = left.first() else { return Ok(()) };
         let line = if left.len() == 1 { first.to_string() } else { format!("{first} (and {} more)", left.len() - 1) };
         if line != said {

@@ -39,17 +39,26 @@ pub fn waiting(machines: &[String], workloads: &[Value], objects: &Objects) -> V
     nodes.chain(workloads.iter().filter_map(|object| workload(object, objects))).collect()
 }
 
-/// Whether the loop inside has made the newest blueprint true, in its own words when not.
-pub fn keeping(object: &BlueprintObject) -> Option<Waiting> {
+/// What the newest blueprint still waits for inside, in the cluster's own words: the loop that makes it true, and the API that takes its
+/// workloads (or refuses one for good).
+pub fn keeping(object: &BlueprintObject) -> Vec<Waiting> {
     let status = object.status.clone().unwrap_or_default();
-    let seen = status["observedGeneration"].as_i64() >= object.metadata.generation;
+    let is_new = |told: &Value| told["observedGeneration"].as_i64() >= object.metadata.generation;
     let ready = status["conditions"].as_array().into_iter().flatten().find(|condition| condition["type"] == "Ready");
-    let why = match ready {
-        Some(ready) if seen && ready["status"] == "True" => return None,
-        Some(ready) if seen => ready["message"].as_str().unwrap_or("converging").to_string(),
-        _ => "the loop inside has not looked at its newest version yet".into(),
+    let looped = match ready {
+        Some(ready) if is_new(&status) && ready["status"] == "True" => None,
+        Some(ready) if is_new(&status) => Some(ready["message"].as_str().unwrap_or("converging").to_string()),
+        _ => Some("the loop inside has not looked at its newest version yet".into()),
     };
-    Some(Waiting { what: format!("blueprint/{}", object.metadata.name.as_deref().unwrap_or_default()), why })
+    let workloads = &status["workloads"];
+    let applied = match is_new(workloads) {
+        true if workloads["applied"] == true => None,
+        true => Some(workloads["message"].as_str().unwrap_or("could not be applied").to_string()),
+        false => Some("not applied yet".into()),
+    };
+    let name = format!("blueprint/{}", object.metadata.name.as_deref().unwrap_or_default());
+    let loop_waits = looped.map(|why| Waiting { what: name.clone(), why });
+    loop_waits.into_iter().chain(applied.map(|why| Waiting { what: format!("workloads of {name}"), why })).collect()
 }
 
 pub fn is_ready(node: &Node) -> bool {
@@ -227,5 +236,34 @@ mod tests {
             &["deployment/shop/web: 1 of 3 replicas available; web-1: ErrImagePull: no such image"],
         );
         check(&[], &[wish], &objects(3), &[]);
+    }
+
+    #[test]
+    fn a_blueprint_waits_for_the_loop_and_for_its_workloads() {
+        let check = |status: Value, expected: &[&str]| {
+            let object =
+                json!({"metadata": {"name": "shop", "generation": 2}, "spec": {"provider": "local", "machines": []}, "status": status});
+            let object = serde_json::from_value(object).expect("an object");
+            assert_eq!(keeping(&object).iter().map(Waiting::to_string).collect::<Vec<_>>(), expected);
+        };
+        let ready = json!([{"type": "Ready", "status": "True"}]);
+        let applied = |generation: u32, applied: bool| json!({"observedGeneration": generation, "applied": applied, "message": "Service/bad is invalid"});
+        check(json!({"observedGeneration": 2, "conditions": ready, "workloads": applied(2, true)}), &[]);
+        check(
+            json!({"observedGeneration": 2, "conditions": ready, "workloads": applied(2, false)}),
+            &["workloads of blueprint/shop: Service/bad is invalid"],
+        );
+        check(
+            json!({"observedGeneration": 2, "conditions": ready, "workloads": applied(1, true)}),
+            &["workloads of blueprint/shop: not applied yet"],
+        );
+        check(
+            json!({"observedGeneration": 1, "conditions": ready, "workloads": applied(2, true)}),
+            &["blueprint/shop: the loop inside has not looked at its newest version yet"],
+        );
+        check(
+            json!({"observedGeneration": 2, "conditions": [{"type": "Ready", "status": "False", "message": "no quota"}], "workloads": applied(2, true)}),
+            &["blueprint/shop: no quota"],
+        );
     }
 }

@@ -113,9 +113,7 @@ impl Workloads {
             self.recorder.warning(Subject::of(&*blueprint), "ApplyFailed", trouble.clone());
         }
         troubles.extend(missing);
-        if whole || !troubles.is_empty() {
-            self.tell(&blueprint, mark.1, &troubles).await?;
-        }
+        self.tell(&blueprint, mark.1, &troubles).await?;
         if retry {
             return Err(Error::transient(format!("could not apply all workloads of {key}: {}", troubles.join("; "))));
         }
