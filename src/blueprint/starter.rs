@@ -21,14 +21,17 @@ pub fn checked(name: &str) -> Result<String> {
 
 /// The same unchecked; `name` is the cluster's.
 pub fn text(name: &str) -> String {
-    STARTER.replace("CLUSTER/", &format!("{name}/")).replace("CLUSTER", &scalar(name))
+    STARTER.replace("CLUSTER/web", &scalar(&format!("{name}/web"))).replace("CLUSTER", &scalar(name))
 }
 
-/// As YAML: a cluster may be called `null` or `true`, which only quotes make a text.
-fn scalar(name: &str) -> String {
-    let (documents, mistakes) = tree::read(name);
-    let is_plain = mistakes.is_empty() && matches!(documents.as_slice(), [node] if node.text() == Some(name));
-    if is_plain { name.into() } else { json!(name).to_string() }
+/// As YAML, also inside braces: a cluster may be called `null` or `true`, which only quotes make a text.
+fn scalar(text: &str) -> String {
+    let (documents, mistakes) = tree::read(&format!("[{text}]"));
+    let is_plain = match documents.as_slice() {
+        [list] => mistakes.is_empty() && matches!(list.items(), [only] if only.text() == Some(text)),
+        _ => false,
+    };
+    if is_plain { text.into() } else { json!(text).to_string() }
 }
 
 const STARTER: &str = r#"# One desired architecture. `kprov up FILE` makes it exist and keeps it true; `kprov down FILE` leaves nothing.
@@ -124,6 +127,7 @@ mod tests {
         let rule = "is not a cluster's name: small letters, digits and dashes, a letter first, no dash last";
         check("Bad_Name", &format!("`Bad_Name` {rule}"), &["for instance `bad-name`"]);
         check("a: b", &format!("`a: b` {rule}"), &["for instance `a--b`"]);
+        check("a,b", &format!("`a,b` {rule}"), &["for instance `a-b`"]);
         check("", &format!("`` {rule}"), &["for instance `shop`"]);
         check("1", &format!("`1` {rule}"), &["for instance `shop`"]);
         check(&"a".repeat(41), "a cluster's name has at most 40 letters, this one has 41", &[]);

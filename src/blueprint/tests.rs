@@ -1,5 +1,7 @@
 //! Stories of reading blueprints: what loads, and everything that is said about what does not.
 
+pub(super) mod damage;
+
 use super::load::{Entry, Files, Loaded, from_object, from_path, from_text};
 use super::{Problems, starter};
 use proptest::prelude::*;
@@ -344,21 +346,4 @@ fn missing_and_strange_files_are_refused() {
 fn a_file_full_of_mistakes_ends_in_a_hundred_problems() {
     let fields: String = (0..50_000).map(|index| format!("f{index}: 1\n")).collect();
     assert_eq!(load(&fields).expect_err("wrong").0.len(), 100);
-}
-
-proptest! {
-    #[test]
-    fn damaged_blueprints_are_read_or_refused(cut in 0_usize..2000, length in 0_usize..12, insert in "[-a-z0-9:{}\\[\\]\"'&*!|>#,\n ]{0,12}") {
-        let text = starter::text("shop");
-        let start = (cut % text.len()..).find(|at| text.is_char_boundary(*at)).expect("the end is one");
-        let end = (start + length..).find(|at| *at >= text.len() || text.is_char_boundary(*at)).expect("the end is one").min(text.len());
-        let damaged = format!("{}{insert}{}", &text[..start], &text[end..]);
-        if let Err(problems) = load(&damaged) {
-            prop_assert!(!problems.0.is_empty());
-            for problem in &problems.0 {
-                prop_assert!(problem.line <= damaged.lines().count() + 1, "{problem:?}");
-            }
-            prop_assert!(!problems.to_string().is_empty());
-        }
-    }
 }

@@ -425,6 +425,8 @@ fn number(text: &str) -> Option<Number> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::blueprint::tests::damage;
+    use crate::sys::fuzz::fuzz;
     use proptest::prelude::*;
     use serde_json::json;
 
@@ -483,15 +485,10 @@ mod tests {
         assert!(mistakes(&chain)[0].contains("levels deep"));
     }
 
-    proptest! {
-        #[test]
-        fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
-            read(&String::from_utf8_lossy(&bytes));
-        }
-
-        #[test]
-        fn any_yaml_like_text_is_read_or_refused(text in "([a-c&*!|>'\"{}\\[\\],:?#%@`~<-] ?|\n *|<<: |\\*a|&a ){0,120}") {
-            read(&text);
-        }
+    #[test]
+    fn fuzz_any_text_is_read_or_refused_with_a_place() {
+        let bytes = proptest::collection::vec(any::<u8>(), 0..400).prop_map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+        let yaml_like = "([a-c&*!|>'\"{}\\[\\],:?#%@`~<-] ?|\n *|\r|<<: |\\*a|&a |[0-9.e_x+-]{1,6}){0,120}";
+        fuzz(&prop_oneof![1 => bytes, 4 => yaml_like, 4 => damage::texts()], 1500, |text| damage::is_read_or_refused(&text));
     }
 }

@@ -3,6 +3,8 @@
 pub mod cgroups;
 pub mod executable;
 pub mod files;
+#[cfg(test)]
+pub mod fuzz;
 pub mod oci;
 pub mod paths;
 pub mod process;

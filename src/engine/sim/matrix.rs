@@ -144,18 +144,57 @@ fn two_crashes_cost_two_more_runs() {
     assert!(fired * 2 > chosen.len(), "both crashes happened in {fired} of {} pairs only", chosen.len());
 }
 
-/// That every byte is as good as the end of the line before it is the journal's own test.
+/// For every provider a crash after every call of `up`, each with the journal cut off at every end of a line and at [`INSIDE`] of every
+/// line. `KPROV_SIM_CUTS=all` cuts at every byte instead. That a line cut anywhere is dropped, and no other, is the journal's own test.
 #[test]
 fn a_journal_that_was_cut_off_anywhere_costs_nothing() {
+    let every_byte = std::env::var("KPROV_SIM_CUTS").is_ok_and(|which| which == "all");
+    let (mut crashes, mut cuts) = (0, 0);
     for shape in Shape::PROVIDERS {
         let clean = clean(shape.manners(), &SHORT_LIFE, SEED);
         let calls = play(&clean).expect("a life without faults").calls[0];
-        for call in (0..calls).step_by(5) {
+        for call in 0..calls {
             let case =
                 |length| Case { folder: Folder::Cut(length), faults: vec![(0, call, Fault::CrashAfter)], short: true, ..clean.clone() };
+            let journal = journal_after(&case(usize::MAX));
             let bytes = play(&case(usize::MAX)).unwrap_or_else(|broken| panic!("{shape}: {broken}")).journal_bytes;
-            let lengths: Vec<Case> = (0..bytes).step_by(1493).chain([bytes.saturating_sub(1)]).map(case).collect();
-            assert_eq!(holds(&lengths), lengths.len(), "each crash happened");
+            assert_eq!(bytes, journal.len(), "this is the journal that is cut");
+            let lengths: Vec<usize> = if every_byte { (0..bytes).collect() } else { places_to_cut(&journal) };
+            let cases: Vec<Case> = lengths.into_iter().map(case).collect();
+            assert_eq!(holds(&cases), cases.len(), "each crash happened");
+            (crashes, cuts) = (crashes + 1, cuts + cases.len());
         }
     }
+    println!("{crashes} crashes, {cuts} cuts of their journals");
+}
+
+/// In its checksum, in its middle, and before its line end: as shares of a line's length.
+const INSIDE: [(usize, usize); 3] = [(1, 100), (1, 2), (1, 1)];
+
+/// Before each line, and inside of it; never the whole journal.
+fn places_to_cut(journal: &[u8]) -> Vec<usize> {
+    let mut start = 0;
+    let mut places = Vec::new();
+    for line in journal.split_inclusive(|byte| *byte == b'\n') {
+        let last = line.len() - 1;
+        places.push(start);
+        places.extend(INSIDE.map(|(share, of)| start + (last * share / of).clamp(1, last)));
+        start += line.len();
+    }
+    places
+}
+
+/// What the first command of the case has written down when it dies.
+fn journal_after(case: &Case) -> Vec<u8> {
+    runtime().block_on(async {
+        let play = Play::new(case);
+        let desired = play.desired(case.life[0]);
+        judge::place_decoys(&play.cloud, &desired);
+        case.faults.iter().for_each(|(_, call, fault)| play.cloud.inject(*call, *fault));
+        play.cloud.want(&play.cluster, &desired);
+        let end = play.run(case.life[0], &desired).await;
+        assert!(matches!(end, Ok(End::Crashed)), "it dies in its first run");
+        let Book::File(folder, _) = &play.operator else { panic!("a journal that is cut is a file") };
+        std::fs::read(folder.path().join("journal")).expect("a journal")
+    })
 }
