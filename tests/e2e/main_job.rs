@@ -170,7 +170,7 @@ fn with_the_state_folder_lost_plan_up_and_down_still_do_the_right_thing() {
     let kubeconfig = story.write("found", &story.ok(&["kubeconfig", &story.name]));
     let nodes = Command::new("kubectl").arg("--kubeconfig").arg(kubeconfig).args(["get", "nodes"]).output().expect("kubectl starts");
     assert!(nodes.status.success() && text(&nodes).contains("control-1"), "{}", text(&nodes));
-    forget();
+    assert!(!story.home().exists(), "whoever only looks keeps nothing");
 
     let plan = story.kprov(&["plan", file, "--exit-code"]);
     assert_eq!(plan.status.code(), Some(0), "what exists is found by its tag: {}", text(&plan));

@@ -6,6 +6,8 @@ use crate::sys::fuzz::fuzz;
 use proptest::collection::vec;
 use proptest::sample::select;
 use proptest::test_runner::TestCaseResult;
+use serde_json::Value;
+use std::fmt;
 
 const WEB: &str = include_str!("../../../blueprints/web.yaml");
 /// What the examples do not show of YAML and of the schema.
@@ -211,12 +213,25 @@ pub fn is_inside(text: &str, line: usize, column: usize) -> bool {
     length.is_some_and(|length| (1..=length + 1).contains(&column))
 }
 
+/// As JSON that is YAML, too: control characters are escaped. Nothing if a key is longer than what YAML takes for one without a `?`.
+fn saved(value: &Value) -> Option<String> {
+    fn fits(value: &Value) -> bool {
+        match value {
+            Value::Object(fields) => fields.iter().all(|(name, inner)| json!(name).to_string().len() < 500 && fits(inner)),
+            Value::Array(items) => items.iter().all(fits),
+            _ => true,
+        }
+    }
+    let letter = |letter: char| if letter.is_control() { format!("\\u{:04x}", u32::from(letter)) } else { letter.into() };
+    fits(value).then(|| value.to_string().chars().map(letter).collect())
+}
+
 /// What can be said of a whole file only.
 const OF_A_FILE: [&str; 2] = ["the file is empty", "the file holds no object"];
 
-fn read_or_refused(text: &str, web: Vec<u8>) -> TestCaseResult {
-    let manifest = String::from_utf8_lossy(&web).into_owned();
-    let files = Memory(BTreeMap::from([("web.yaml", web), ("demo.tar", Vec::new())]));
+fn read_or_refused(text: &str, web: &[u8]) -> TestCaseResult {
+    let manifest = String::from_utf8_lossy(web).into_owned();
+    let files = Memory(BTreeMap::from([("web.yaml", web.to_vec()), ("demo.tar", Vec::new())]));
     let loaded = match from_text(text, Path::new("shop.yaml"), &files) {
         Ok(loaded) => loaded,
         Err(problems) => return are_placed(&problems, text, &manifest),
@@ -226,8 +241,10 @@ fn read_or_refused(text: &str, web: Vec<u8>) -> TestCaseResult {
     let again = from_object(&object);
     prop_assert_eq!(again.as_ref().map(|again| &again.blueprint), Ok(&loaded.blueprint), "from {}", object);
     // As somebody would save it.
-    let again = from_text(&object.to_string(), Path::new("shop.yaml"), &files);
-    prop_assert_eq!(again.as_ref().map(|again| &again.blueprint), Ok(&loaded.blueprint), "from {}", object);
+    if let Some(text) = saved(&object) {
+        let again = from_text(&text, Path::new("shop.yaml"), &files);
+        prop_assert_eq!(again.as_ref().map(|again| &again.blueprint), Ok(&loaded.blueprint), "from {}", text);
+    }
     Ok(())
 }
 
@@ -238,6 +255,10 @@ fn are_placed(problems: &Problems, text: &str, manifest: &str) -> TestCaseResult
         let content = if problem.file == "web.yaml" { manifest } else { text };
         let of_a_file = problem.line == 0 && OF_A_FILE.contains(&problem.message.as_str());
         prop_assert!(of_a_file || is_inside(content, problem.line, problem.column), "{problem:?}");
+        // Lines that end in a carriage return alone are shown as the line feed has them.
+        let lone = content.replace("\r\n", "\n").contains('\r');
+        let line = content.split('\n').nth(problem.line.wrapping_sub(1)).unwrap_or_default();
+        prop_assert!(lone || problem.source.is_empty() || problem.source == line.trim_end_matches('\r'), "{problem:?}");
     }
     let shown = problems.to_string();
     prop_assert!(!shown.chars().any(|letter| letter.is_control() && letter != '\n'), "{shown:?}");
@@ -247,7 +268,7 @@ fn are_placed(problems: &Problems, text: &str, manifest: &str) -> TestCaseResult
 #[test]
 fn the_examples_are_good_before_they_are_damaged() {
     for text in examples().iter().filter(|text| *text != WEB) {
-        read_or_refused(text, WEB.into()).expect("it is kept");
+        read_or_refused(text, WEB.as_bytes()).expect("it is kept");
         let files = Memory(BTreeMap::from([("web.yaml", WEB.into()), ("demo.tar", Vec::new())]));
         from_text(text, Path::new("shop.yaml"), &files).unwrap_or_else(|problems| panic!("{problems}"));
     }
@@ -255,8 +276,18 @@ fn the_examples_are_good_before_they_are_damaged() {
 
 #[test]
 fn fuzz_damaged_blueprints_are_kept_or_refused_with_a_place() {
-    let manifests = prop_oneof![3 => Just(WEB.as_bytes().to_vec()), 1 => damaged(3..4)];
-    fuzz(&(texts(), manifests), 1000, |(text, manifest)| read_or_refused(&text, manifest));
+    let manifests = prop_oneof![3 => Just(Manifest(WEB.into())), 1 => damaged(3..4).prop_map(Manifest)];
+    fuzz(&(texts(), manifests), 1000, |(text, Manifest(web))| read_or_refused(&text, &web));
+}
+
+/// Bytes that are mostly text, and are shown so.
+#[derive(Clone)]
+struct Manifest(Vec<u8>);
+
+impl fmt::Debug for Manifest {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "b\"{}\"", self.0.escape_ascii())
+    }
 }
 
 /// What is read is the same when it is read again from JSON, and every mistake has its place.
@@ -267,8 +298,9 @@ pub fn is_read_or_refused(text: &str) -> TestCaseResult {
         prop_assert!(is_inside(text, mistake.place.line, mistake.place.column), "{mistake:?}");
     }
     for value in documents.iter().map(tree::Node::to_value) {
-        let (again, mistakes) = tree::read(&value.to_string());
-        prop_assert_eq!(mistakes, vec![], "{}", value);
+        let Some(text) = saved(&value) else { continue };
+        let (again, mistakes) = tree::read(&text);
+        prop_assert_eq!(mistakes, vec![], "{}", text);
         prop_assert_eq!(again.iter().map(tree::Node::to_value).collect::<Vec<_>>(), vec![value]);
     }
     Ok(())
