@@ -103,16 +103,17 @@ fn ready_since(nodes: &Value) -> Vec<Timestamp> {
     ready.map(|condition| condition["lastTransitionTime"].as_str().expect("a time").parse().expect("RFC 3339")).collect()
 }
 
-/// The calls by operation, of the command and of the loop inside; and how many the cloud or the wire has refused.
+/// The calls by operation, of the command and of the loop inside; and how many were answered with an error: dry runs always are, and
+/// questions for what is not there.
 fn tell_calls(command: &str, ledger: &[Entry]) {
     for (who, of_loop) in [(command, false), ("the loop meanwhile", true)] {
         let calls: Vec<&Entry> = ledger.iter().filter(|entry| is_loop(entry) == of_loop).collect();
         let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
         calls.iter().for_each(|entry| *counts.entry(&entry.call.action).or_default() += 1);
-        let refused = calls.iter().filter(|entry| entry.status.is_none_or(|status| status >= 400)).count();
+        let errors = calls.iter().filter(|entry| entry.status.is_none_or(|status| status >= 400)).count();
         let mut counts: Vec<(&str, usize)> = counts.into_iter().collect();
         counts.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
         let list = counts.iter().map(|(action, count)| format!("{action} {count}")).collect::<Vec<_>>().join(", ");
-        eprintln!("{who}: {} calls, {refused} refused: {list}", calls.len());
+        eprintln!("{who}: {} calls, {errors} answered with an error: {list}", calls.len());
     }
 }

@@ -3,7 +3,7 @@
 use super::{Bug, Run, retry};
 use crate::engine::event::Event;
 use crate::engine::journal::{Entry, State};
-use crate::engine::{Door, Id, Key, Observed, Phase, Request, Verb};
+use crate::engine::{Door, HOST, Id, Key, MACHINE, Observed, Phase, Request, Verb};
 use crate::error::{Kind, Result};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
@@ -132,6 +132,12 @@ impl Run<'_> {
             let there = observed.iter().filter(|thing| thing.id == request.id && thing.phase == Phase::Ready);
             self.is_settled(asked) && there.filter(|thing| !is_former(thing)).count() > 0
         };
+        // What was to be installed on a machine that is gone can never be: sent again, it would keep the plan from making another machine.
+        let homeless = |request: &Request| {
+            let its_machine =
+                |thing: &&Observed| thing.id.kind == MACHINE && thing.id.name == request.id.name && thing.phase != Phase::Deleting;
+            request.id.kind == HOST && self.is_settled(asked) && !observed.iter().any(|thing| its_machine(&thing))
+        };
         let mut open = Vec::new();
         for entry in self.journal.pending() {
             let request = &entry.request;
@@ -140,7 +146,7 @@ impl Run<'_> {
                 continue;
             }
             match (request.verb, shows(request)) {
-                (Verb::Create, false) if others(request) => self.journal.close(entry.sequence, State::Failed)?,
+                (Verb::Create, false) if others(request) || homeless(request) => self.journal.close(entry.sequence, State::Failed)?,
                 (Verb::Create, false) => open.push(entry),
                 (Verb::Create, true) => self.journal.close(entry.sequence, State::Done)?,
                 (Verb::Delete, false) => self.journal.close(entry.sequence, State::Done)?,

@@ -214,7 +214,8 @@ mod tests {
 
     #[test]
     fn a_blueprint_has_the_shape_that_files_have() {
-        let good = json!({"spec": {"provider": "local", "machines": [{"name": "control", "role": "control-plane", "count": 1}]}});
+        let spec = json!({"provider": "local", "machines": [{"name": "control", "role": "control-plane", "count": 1}]});
+        let good = json!({"apiVersion": "kprov.dev/v1", "kind": "Blueprint", "metadata": {"name": "shop"}, "spec": spec});
         check("kprov.dev", "Blueprint", good.clone(), None, &[]);
         let mut bad = good.clone();
         bad["spec"]["machines"][0]["count"] = "three".into();
