@@ -47,6 +47,7 @@ spec:
 fn many_machines_become_one_cluster_and_leave_nothing() {
     let count = machines();
     assert!(count >= 2, "a control plane and a worker at least");
+    require_watches(count);
     let (aws, operator, file) = begin();
     std::fs::write(&file, blueprint(count - 1)).expect("the blueprint");
     let before = aws.dump();
@@ -77,6 +78,13 @@ fn many_machines_become_one_cluster_and_leave_nothing() {
     tell_calls("down", &aws.proxy.ledger());
     assert_eq!(aws.dump(), before, "nothing is left");
     assert_eq!((aws.machines.names(), aws.namespace.links()), (vec![], vec![]), "no machine is left on this host");
+}
+
+/// On every machine the runtime watches its network's configuration and the agent its files, all as this host's root.
+fn require_watches(machines: usize) {
+    let text = std::fs::read_to_string("/proc/sys/fs/inotify/max_user_instances").expect("Linux counts watchers");
+    let (most, wanted) = (text.trim().parse::<usize>().expect("a number"), 2 * machines + 32);
+    assert!(most >= wanted, "{machines} machines need `sysctl fs.inotify.max_user_instances={wanted}` on this host; it is {most}");
 }
 
 /// Runs `up`; when the last machine ran.

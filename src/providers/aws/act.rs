@@ -87,6 +87,20 @@ impl Aws {
         Ok(things)
     }
 
+    /// The machine that another run made with this request's token; `None` when none shows within the settle window: it came and went.
+    pub(super) async fn made_from_other_bytes(&self, request: &Request) -> Result<Option<String>> {
+        let started = Instant::now();
+        loop {
+            let things = self.look_together(MACHINE).await?;
+            let twin = things.iter().find(|thing| thing.id == request.id && thing.generation == request.generation);
+            match twin {
+                Some(thing) => return Ok((thing.phase != Phase::Deleting).then(|| thing.handle.clone())),
+                None if started.elapsed() > super::SETTLE => return Ok(None),
+                None => sleep(APART).await,
+            }
+        }
+    }
+
     /// Until it is ready. Reads may lag: what was made a moment ago and is not seen is "not yet" for the settle window.
     async fn ready(&self, kind: &str, handle: &str, request: &Request) -> Result<Option<Observed>> {
         let (started, mut seen, mut pause) = (Instant::now(), false, FIRST_LOOK);

@@ -200,10 +200,7 @@ impl Aws {
         match patiently(|| asked.clone().send()).await {
             Ok(answer) => made(answer.instances().first().and_then(|instance| instance.instance_id()), "machine"),
             Err(error) if has(error.code(), &["IdempotentInstanceTerminated"]) => Ok(None),
-            // Made by an earlier run from other bytes, and not yet seen.
-            Err(error) if has(error.code(), &["IdempotentParameterMismatch"]) => {
-                Err(Error::transient("could not see the machine that is there"))
-            }
+            Err(error) if has(error.code(), &["IdempotentParameterMismatch"]) => self.made_from_other_bytes(request).await,
             Err(error) => Err(failure("start a machine", &error)),
         }
     }
