@@ -205,12 +205,14 @@ pub fn texts() -> impl Strategy<Value = String> {
     damaged(0..6).prop_map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// Lines end as YAML says: at a line feed, a carriage return, or both.
+/// Lines end as YAML says, at a line feed, a carriage return or both; or, for bytes that are no text at all, at line feeds alone.
 pub fn is_inside(text: &str, line: usize, column: usize) -> bool {
-    let text = text.replace("\r\n", "\n").replace('\r', "\n");
-    let length = text.split('\n').nth(line.wrapping_sub(1)).map(|line| line.chars().count());
-    // The end of the last line is a place, too: where something is missing.
-    length.is_some_and(|length| (1..=length + 1).contains(&column))
+    let of_yaml = text.replace("\r\n", "\n").replace('\r', "\n");
+    [of_yaml.as_str(), text].iter().any(|text| {
+        let length = text.split('\n').nth(line.wrapping_sub(1)).map(|line| line.chars().count());
+        // The end of the last line is a place, too: where something is missing.
+        length.is_some_and(|length| (1..=length + 1).contains(&column))
+    })
 }
 
 /// As JSON that is YAML, too: control characters are escaped. Nothing if a key is longer than what YAML takes for one without a `?`.
