@@ -19,8 +19,10 @@ pub const HOST: &str = "host";
 /// The provider's kind that a host is installed on.
 const MACHINE: &str = "machine";
 
-/// A machine that its provider calls ready answers within its boot time.
-const PATIENCE: Duration = Duration::from_secs(300);
+/// A machine that its provider has just made answers within its boot time.
+const BOOT: Duration = Duration::from_secs(300);
+/// One that was installed before answers at once, or it is down; whoever waits longer than this tries again.
+const LIVES: Duration = Duration::from_secs(20);
 /// Looking is not worth a long wait: a silent host is reported as broken, with its reason.
 const GLANCE: Duration = Duration::from_secs(6);
 
@@ -135,7 +137,7 @@ impl Door for HostDoor {
         spec.revision = body.wish.revision.clone();
         spec.generation = request.generation;
         progress("waiting for sshd");
-        let connection = self.ssh.connect(&body.target, PATIENCE).await?;
+        let connection = self.ssh.connect(&body.target, if request.verb == Verb::Create { BOOT } else { LIVES }).await?;
         // The wait may have been long.
         self.source.fence(request.epoch).await?;
         let marker = install::ensure(&connection, &spec, &self.program, progress).await.inspect_err(|error| {

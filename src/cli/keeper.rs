@@ -10,8 +10,10 @@ use crate::bootstrap::install::Program;
 use crate::bootstrap::spec::PROVIDER_FILE;
 use crate::bootstrap::trust::Trust;
 use crate::engine::converge::{Options, Step, step};
+use crate::engine::event::Event;
 use crate::engine::handoff;
 use crate::engine::journal::{FileJournal, wall_clock};
+use crate::engine::plan::Plan;
 use crate::engine::{Door, Observed, Resource};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::orchestrator::client::blueprint::BlueprintObject;
@@ -25,8 +27,10 @@ use crate::remote::Ssh;
 use k8s_openapi::api::core::v1::{Node, Service};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
+use tokio::sync::mpsc;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
@@ -37,6 +41,12 @@ const AGAIN: Duration = Duration::from_secs(2);
 /// Before the hand-off, and after a fence, only the epoch is looked at, and not all providers tell when it changes: people wait for that,
 /// while every look is a request that somebody counts. So the pauses double from the first to the second.
 const NOT_YET: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(2)];
+/// One action's tries in one round: the next round is another try, and a look in between may show something better to do.
+const RETRIES: Duration = Duration::from_secs(10);
+/// What is in flight when somebody wants something else may finish within this; longer than most requests, shorter than a dead machine.
+const GRACE: Duration = Duration::from_secs(10);
+/// Tries to write a status while others write theirs.
+const STATUS_TRIES: u32 = 3;
 
 /// Ends only when told to; a provider that cannot be reached is tried again.
 pub async fn run(client: Client, informers: Informers, config: Arc<ServerConfig>, cancel: CancellationToken) -> Result<()> {
@@ -114,8 +124,7 @@ impl Keeper {
         let Some(object) = self.blueprints.get("", &self.hosts.trust.cluster.name) else { return Ok(RoundEnd::Quiet) };
         let ended = self.act(epoch, &object, cancel).await;
         if let Err(error) = &ended {
-            let failing = json!({"conditions": conditions(&object, "False", "Failing", &error.chain())});
-            self.write_status(&object, failing).await;
+            self.write_status(&object, json!({}), &Verdict::not_yet("Failing", error.chain())).await;
         }
         ended
     }
@@ -126,15 +135,72 @@ impl Keeper {
         let kept = tokio::task::block_in_place(|| images::kept(&blueprint.spec, &known));
         *self.hosts.images.write() = kept;
         let services = self.informers.services.list();
+        let wish = Wish::of(Some(object), &services);
         let desired = self.desired(&blueprint, &services).await?;
         let mut options = Options::new(epoch);
-        options.cancel = cancel.clone();
+        options.cancel = cancel.child_token();
         options.keep_going = true;
-        let ended = step(&self.doors, &desired, &self.journal, &options, &|event| tracing::info!("{event}")).await?;
+        options.retry_budget = RETRIES;
+        let Some(ended) = self.unless_overtaken(&wish, &options.cancel, self.told_step(object, &desired, &options)).await? else {
+            return Ok(RoundEnd::Overtaken);
+        };
         service_load_balancer::report(&self.client, &services, &balancers(&ended.observed)).await?;
         self.label(&ended.observed).await;
         self.report(object, &blueprint, &ended).await;
         Ok(if ended.plan.is_empty() { RoundEnd::Quiet } else { RoundEnd::Undone { effects: ended.effects } })
+    }
+
+    /// One round of the engine, with its plan in the Blueprint's status while it is carried out.
+    async fn told_step(&self, object: &BlueprintObject, desired: &[Resource], options: &Options) -> Result<Step> {
+        let (plans, mut made) = mpsc::unbounded_channel();
+        let hear = move |event: Event| {
+            tracing::info!("{event}");
+            if let Event::PlanMade { plan, .. } = event {
+                let _ = plans.send(plan);
+            }
+        };
+        let work = async move { step(&self.doors, desired, &self.journal, options, &hear).await };
+        let tell = async {
+            while let Some(plan) = made.recv().await {
+                let doing = doing(&plan);
+                let verdict = Verdict::not_yet("Converging", doing.first().cloned().unwrap_or_default());
+                self.write_status(object, json!({"doing": doing}), &verdict).await;
+            }
+        };
+        tokio::join!(work, tell).0
+    }
+
+    /// The end of `work`; nothing when somebody wants something else meanwhile. Then it starts nothing new, and what is still in flight
+    /// after [`GRACE`] is dropped: as after a crash, the next round finds what became of it.
+    async fn unless_overtaken(
+        &self,
+        wish: &Wish,
+        stop: &CancellationToken,
+        work: impl Future<Output = Result<Step>>,
+    ) -> Result<Option<Step>> {
+        let mut work = std::pin::pin!(work);
+        tokio::select! {
+            ended = &mut work => return ended.map(Some),
+            () = self.overtaken(wish) => stop.cancel(),
+        }
+        if tokio::time::timeout(GRACE, work).await.is_err() {
+            tracing::info!("what is in flight is left to the next look: something else is wanted");
+        }
+        Ok(None)
+    }
+
+    async fn overtaken(&self, wish: &Wish) {
+        let (mut blueprints, mut services) = (self.blueprints.changed(), self.informers.services.changed());
+        let now = || {
+            let object = self.blueprints.get("", &self.hosts.trust.cluster.name);
+            Wish::of(object.as_deref(), &self.informers.services.list())
+        };
+        while now() == *wish {
+            tokio::select! {
+                () = blueprints.wait() => {}
+                () = services.wait() => {}
+            }
+        }
     }
 
     async fn desired(&self, blueprint: &Blueprint, services: &[Arc<Service>]) -> Result<Vec<Resource>> {
@@ -173,41 +239,69 @@ impl Keeper {
         let nodes = self.informers.nodes.list();
         let machines = all_machines(blueprint);
         let ready = nodes.iter().filter(|node| waiting::is_ready(node)).count();
-        let doing: Vec<String> = ended.plan.actions.iter().map(|action| format!("{}: {}", action.key(), action.reason)).collect();
+        let doing = doing(&ended.plan);
         let failed: Vec<String> = ended.failed.iter().map(|(key, error)| format!("{key}: {}", error.chain())).collect();
-        let (state, reason) = if ended.plan.is_empty() && ready == machines.len() { ("True", "AsWanted") } else { ("False", "Converging") };
         let message = failed.first().or(doing.first()).cloned().unwrap_or_else(|| format!("{ready} of {} nodes are ready", machines.len()));
-        let status = json!({
+        let as_wanted = ended.plan.is_empty() && ready == machines.len();
+        let verdict = if as_wanted { Verdict::as_wanted(message) } else { Verdict::not_yet("Converging", message) };
+        let fields = json!({
             "machines": machines.len(),
             "readyMachines": ready,
             "doing": doing,
             "failed": failed,
             "loadBalancers": self.delivered(&ended.observed),
-            "conditions": conditions(object, state, reason, &message),
         });
-        self.write_status(object, status).await;
+        self.write_status(object, fields, &verdict).await;
     }
 
-    /// The newest version that was looked at, and what was found, when that says anything new.
-    async fn write_status(&self, object: &BlueprintObject, mut status: Value) {
-        status["observedGeneration"] = json!(object.metadata.generation);
-        if object.status.as_ref().is_some_and(|kept| says_already(kept, &status)) {
-            return;
-        }
-        let name = object.metadata.name.as_deref().unwrap_or_default();
-        // A list is patched whole: only onto the version that it was made from, or a condition that somebody just added would go.
-        let patch = json!({"metadata": {"resourceVersion": object.metadata.resource_version}, "status": status});
-        if let Err(error) = self.client.patch::<BlueprintObject>("", name, "status", Patch::Merge, &patch).await {
-            tracing::debug!("could not write the blueprint's status: {error}");
+    /// The version that was looked at, what was found there and what is to be said of it, when that is anything new.
+    async fn write_status(&self, looked_at: &BlueprintObject, mut fields: Value, verdict: &Verdict) {
+        let name = looked_at.metadata.name.as_deref().unwrap_or_default();
+        fields["observedGeneration"] = json!(looked_at.metadata.generation);
+        for _ in 0..STATUS_TRIES {
+            let Ok(Some(newest)) = self.client.get::<BlueprintObject>("", name).await else { return };
+            fields["conditions"] = verdict.among(&newest);
+            if newest.status.as_ref().is_some_and(|kept| says_already(kept, &fields)) {
+                return;
+            }
+            // A list is patched whole: only onto the version that it was made from, or a condition that somebody just added would go.
+            let patch = json!({"metadata": {"resourceVersion": newest.metadata.resource_version}, "status": fields});
+            match self.client.patch::<BlueprintObject>("", name, "status", Patch::Merge, &patch).await {
+                Ok(_) => return,
+                Err(error) => tracing::debug!("could not write the blueprint's status: {error}"),
+            }
         }
     }
+}
+
+/// What somebody wants, as far as this loop serves it.
+#[derive(PartialEq)]
+struct Wish {
+    /// Of the Blueprint.
+    generation: Option<i64>,
+    balancers: Vec<Wanted>,
+}
+
+impl Wish {
+    fn of(blueprint: Option<&BlueprintObject>, services: &[Arc<Service>]) -> Self {
+        let generation = blueprint.and_then(|object| object.metadata.generation);
+        Wish { generation, balancers: service_load_balancer::wanted(services) }
+    }
+}
+
+fn doing(plan: &Plan) -> Vec<String> {
+    plan.actions.iter().map(|action| format!("{}: {}", action.key(), action.reason)).collect()
 }
 
 /// What became of one round.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum RoundEnd {
     Quiet,
-    Undone { effects: usize },
+    Undone {
+        effects: usize,
+    },
+    /// Something else is wanted by now.
+    Overtaken,
     NotTheWriter,
 }
 
@@ -222,6 +316,7 @@ fn pause(end: RoundEnd, idle: u32) -> Duration {
     let doubled = |first: Duration, most: Duration| (first * (1 << idle.min(10))).min(most);
     match end {
         RoundEnd::Quiet => REST,
+        RoundEnd::Overtaken => Duration::ZERO,
         RoundEnd::Undone { .. } => doubled(AGAIN, REST),
         RoundEnd::NotTheWriter => doubled(NOT_YET[0], NOT_YET[1]),
     }
@@ -254,19 +349,36 @@ fn blueprint(object: &BlueprintObject) -> Blueprint {
     }
 }
 
-/// The object's conditions with our `Ready` in its place: those that others keep stay. Its transition time moves only when its status does.
-fn conditions(object: &BlueprintObject, status: &str, reason: &str, message: &str) -> Value {
-    let kept = object.status.as_ref().and_then(|status| status["conditions"].as_array()).cloned().unwrap_or_default();
-    let before = kept.iter().position(|condition| condition["type"] == "Ready");
-    let same = before.map(|place| &kept[place]).filter(|condition| condition["status"] == status);
-    let since = same.map_or_else(|| json!(time::now_text()), |condition| condition["lastTransitionTime"].clone());
-    let ready = json!({"type": "Ready", "status": status, "reason": reason, "message": message, "lastTransitionTime": since});
-    let mut conditions = kept;
-    match before {
-        Some(place) => conditions[place] = ready,
-        None => conditions.insert(0, ready),
+/// Our condition `Ready` of the Blueprint.
+struct Verdict {
+    status: &'static str,
+    reason: &'static str,
+    message: String,
+}
+
+impl Verdict {
+    fn as_wanted(message: String) -> Self {
+        Verdict { status: "True", reason: "AsWanted", message }
     }
-    conditions.into()
+
+    fn not_yet(reason: &'static str, message: String) -> Self {
+        Verdict { status: "False", reason, message }
+    }
+
+    /// The object's conditions with this one in its place: those that others keep stay. Its transition time moves only when its status does.
+    fn among(&self, object: &BlueprintObject) -> Value {
+        let mut conditions = object.status.as_ref().and_then(|status| status["conditions"].as_array()).cloned().unwrap_or_default();
+        let before = conditions.iter().position(|condition| condition["type"] == "Ready");
+        let same = before.map(|place| &conditions[place]).filter(|condition| condition["status"] == self.status);
+        let since = same.map_or_else(|| json!(time::now_text()), |condition| condition["lastTransitionTime"].clone());
+        let ready =
+            json!({"type": "Ready", "status": self.status, "reason": self.reason, "message": self.message, "lastTransitionTime": since});
+        match before {
+            Some(place) => conditions[place] = ready,
+            None => conditions.insert(0, ready),
+        }
+        conditions.into()
+    }
 }
 
 fn says_already(kept: &Value, status: &Value) -> bool {
@@ -287,10 +399,10 @@ mod tests {
         let theirs = json!({"type": "Approved", "status": "True", "reason": "Audit"});
         let ours = json!({"type": "Ready", "status": "True", "reason": "AsWanted", "message": "old", "lastTransitionTime": "2026-01-01T00:00:00Z"});
         let object = object(json!([theirs, ours]));
-        let same = conditions(&object, "True", "AsWanted", "new");
+        let same = Verdict::as_wanted("new".into()).among(&object);
         assert_eq!(same[0], theirs);
         assert_eq!((&same[1]["message"], &same[1]["lastTransitionTime"]), (&json!("new"), &json!("2026-01-01T00:00:00Z")));
-        let other = conditions(&object, "False", "Converging", "new");
+        let other = Verdict::not_yet("Converging", "new".into()).among(&object);
         assert_eq!((other.as_array().map(Vec::len), &other[0], &other[1]["status"]), (Some(2), &theirs, &json!("False")));
         assert_ne!(other[1]["lastTransitionTime"], ours["lastTransitionTime"]);
     }
@@ -301,12 +413,12 @@ mod tests {
         assert_eq!([0, 1, 2, 3, 4, 60].map(|idle| seconds(RoundEnd::Undone { effects: 0 }, idle)), [2.0, 4.0, 8.0, 16.0, 30.0, 30.0]);
         assert_eq!(seconds(RoundEnd::Undone { effects: 3 }, 0), 2.0);
         assert_eq!([0, 1, 4, 5, 60].map(|idle| seconds(RoundEnd::NotTheWriter, idle)), [0.1, 0.2, 1.6, 2.0, 2.0]);
-        assert_eq!(seconds(RoundEnd::Quiet, 0), 30.0);
+        assert_eq!((seconds(RoundEnd::Quiet, 0), seconds(RoundEnd::Overtaken, 7)), (30.0, 0.0));
     }
 
     #[test]
     fn the_first_report_brings_the_first_condition() {
-        let first = conditions(&object(json!(null)), "False", "Converging", "making machines");
+        let first = Verdict::not_yet("Converging", "making machines".into()).among(&object(json!(null)));
         assert_eq!((first.as_array().map(Vec::len), &first[0]["type"], &first[0]["status"]), (Some(1), &json!("Ready"), &json!("False")));
     }
 }

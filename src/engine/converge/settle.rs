@@ -3,7 +3,7 @@
 use super::{Bug, Run, retry};
 use crate::engine::event::Event;
 use crate::engine::journal::{Entry, State};
-use crate::engine::{Door, HOST, Id, Key, MACHINE, Observed, Phase, Request, Verb};
+use crate::engine::{Door, HOST, Id, Key, Observed, Phase, Request, Verb};
 use crate::error::{Kind, Result};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
@@ -121,7 +121,8 @@ impl Run<'_> {
 
     /// Settles every request whose effect is unknown: either it shows, or the same bytes go out again (the token makes them harmless).
     /// A confirmed create that does not show inside its settle window is "not yet" and handled the same way. Answers whether anything
-    /// was sent. Updates, repairs and deletes are not sent again: the plan made from what is observed covers them.
+    /// was sent. Updates, repairs, deletes and installations of hosts are not sent again: the plan made from what is observed covers them,
+    /// and an installation that was meant for a machine which is gone or dead would keep everything else waiting.
     async fn resolve(&self, observed: &[Observed], asked: Instant) -> Result<bool> {
         let shows = |request: &Request| observed.iter().any(|thing| thing.id == request.id && thing.generation == request.generation);
         // Another writer has made it meanwhile, as another generation: what is open here would be a second one. Not so the forerunner that
@@ -132,12 +133,6 @@ impl Run<'_> {
             let there = observed.iter().filter(|thing| thing.id == request.id && thing.phase == Phase::Ready);
             self.is_settled(asked) && there.filter(|thing| !is_former(thing)).count() > 0
         };
-        // What was to be installed on a machine that is gone can never be: sent again, it would keep the plan from making another machine.
-        let homeless = |request: &Request| {
-            let its_machine =
-                |thing: &&Observed| thing.id.kind == MACHINE && thing.id.name == request.id.name && thing.phase != Phase::Deleting;
-            request.id.kind == HOST && self.is_settled(asked) && !observed.iter().any(|thing| its_machine(&thing))
-        };
         let mut open = Vec::new();
         for entry in self.journal.pending() {
             let request = &entry.request;
@@ -146,7 +141,7 @@ impl Run<'_> {
                 continue;
             }
             match (request.verb, shows(request)) {
-                (Verb::Create, false) if others(request) || homeless(request) => self.journal.close(entry.sequence, State::Failed)?,
+                (Verb::Create, false) if others(request) || request.id.kind == HOST => self.journal.close(entry.sequence, State::Failed)?,
                 (Verb::Create, false) => open.push(entry),
                 (Verb::Create, true) => self.journal.close(entry.sequence, State::Done)?,
                 (Verb::Delete, false) => self.journal.close(entry.sequence, State::Done)?,

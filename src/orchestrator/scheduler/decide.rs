@@ -156,6 +156,9 @@ mod tests {
         let owned = |name: &str| PodInfo { owner: Some("rs".into()), ..pod(name, json!({})) };
         let cluster = snapshot(&[node("a", json!({})), node("b", json!({}))], &[("a", owned("x"))]);
         check(&owned("y"), &cluster, Ok("b"));
+        let leaving = |name: &str| PodInfo { leaving: true, ..owned(name) };
+        let cluster = snapshot(&[node("a", json!({})), node("b", json!({}))], &[("a", owned("x")), ("b", leaving("y"))]);
+        check(&PodInfo { requests: BTreeMap::new(), ..owned("z") }, &cluster, Ok("b"));
     }
 
     #[test]

@@ -156,7 +156,7 @@ fn spread(pod: &PodInfo, node: &NodeInfo, cluster: &Cluster<'_>) -> Option<Strin
     })
 }
 
-/// Matching pods per domain, over the domains that this pod could use at all.
+/// Matching pods per domain that are to stay, over the domains that this pod could use at all.
 pub fn spread_counts<'a>(pod: &PodInfo, constraint: &TopologySpreadConstraint, snapshot: &'a Snapshot) -> BTreeMap<&'a str, i64> {
     let mut counts = BTreeMap::new();
     for node in snapshot.known_nodes().filter(|node| node_affinity(pod, node).is_none()) {
@@ -164,7 +164,8 @@ pub fn spread_counts<'a>(pod: &PodInfo, constraint: &TopologySpreadConstraint, s
         let matching = node
             .pods
             .values()
-            .filter(|other| other.namespace == pod.namespace && selector_matches(constraint.label_selector.as_ref(), &other.labels))
+            .filter(|other| !other.leaving && other.namespace == pod.namespace)
+            .filter(|other| selector_matches(constraint.label_selector.as_ref(), &other.labels))
             .count() as i64;
         *counts.entry(domain.as_str()).or_insert(0) += matching;
     }

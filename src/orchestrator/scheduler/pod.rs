@@ -31,6 +31,8 @@ pub struct PodInfo {
     pub claims: Vec<String>,
     /// The controller's uid: siblings are spread even where nobody asked for it.
     pub owner: Option<String>,
+    /// It ends soon: it still holds what it asked for, and no longer stands for its kind.
+    pub leaving: bool,
 }
 
 impl PodInfo {
@@ -69,6 +71,7 @@ impl PodInfo {
                 .flatten()
                 .find(|owner| owner.controller == Some(true))
                 .map(|owner| owner.uid.clone()),
+            leaving: pod.metadata.deletion_timestamp.is_some(),
         }
     }
 

@@ -53,9 +53,9 @@ fn disliked_taints(pod: &PodInfo, node: &NodeInfo) -> i64 {
     node.taints.iter().filter(|taint| taint.effect == "PreferNoSchedule" && !tolerated(&pod.tolerations, taint)).count() as i64
 }
 
-/// Replicas of one controller already here.
+/// Replicas of one controller already here, and to stay.
 fn siblings(pod: &PodInfo, node: &NodeInfo) -> i64 {
-    node.pods.values().filter(|other| pod.owner.is_some() && other.owner == pod.owner).count() as i64
+    node.pods.values().filter(|other| pod.owner.is_some() && other.owner == pod.owner && !other.leaving).count() as i64
 }
 
 fn spread(pod: &PodInfo, node: &NodeInfo, snapshot: &Snapshot) -> i64 {

@@ -235,9 +235,18 @@ impl Machines {
     /// What a failed story needs to be understood.
     fn show(&self, name: &str) {
         let root = self.folder(name).join("upper");
-        for log in ["../boot.log", "../console.log", "var/log/cloud-init-output.log", "var/log/kprov.log"] {
-            if let Ok(text) = fs::read_to_string(root.join(log)) {
-                let tail: Vec<&str> = text.lines().rev().take(30).collect();
+        let logs = [
+            ("../boot.log", 30),
+            ("../console.log", 5),
+            ("var/log/cloud-init-output.log", 30),
+            ("var/log/kprov/kprov-server.log", 40),
+            ("var/log/kprov/kprov-agent.log", 10),
+        ];
+        for (log, lines) in logs {
+            if let Ok(text) = fs::read_to_string(root.join(log)).map(|text| text.trim().to_string())
+                && !text.is_empty()
+            {
+                let tail: Vec<&str> = text.lines().rev().take(lines).collect();
                 eprintln!("--- {name} {log}\n{}", tail.into_iter().rev().collect::<Vec<_>>().join("\n"));
             }
         }

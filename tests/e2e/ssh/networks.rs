@@ -19,6 +19,7 @@ fn machines_beyond_a_router_serve_too_and_an_address_stays_on_its_own_link() {
 
     // Pods everywhere: now and then an answer comes from beyond the router.
     hosts.kubectl_ok(&["scale", "deployment/web", "-n", "shop", "--replicas=0"]);
+    hosts.until(|| hosts.kubectl_ok(&["get", "pods", "-n", "shop", "-o", "name"]).is_empty());
     hosts.kubectl_ok(&["scale", "deployment/web", "-n", "shop", "--replicas=3"]);
     hosts.kubectl_ok(&["rollout", "status", "deployment/web", "-n", "shop", "--timeout=60s"]);
     let names = hosts.kubectl_ok(&["get", "pods", "-n", "shop", "-o", "jsonpath={range .items[*]}{.metadata.name}={.spec.nodeName} {end}"]);
