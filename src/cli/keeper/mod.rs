@@ -3,8 +3,10 @@
 //! It wakes on events (the Blueprint, Nodes, Services of type LoadBalancer, the provider's own changes) and at the latest after
 //! [`REST`]; each time it looks at everything afresh. It acts only while the epoch says that it is the writer.
 
-use super::world::hosts::{Hosts, all_machines};
-use super::world::{host_door, images, nodes, waiting};
+mod report;
+
+use super::world::hosts::Hosts;
+use super::world::{host_door, images, nodes};
 use crate::blueprint::{Blueprint, schema::Metadata};
 use crate::bootstrap::install::Program;
 use crate::bootstrap::spec::PROVIDER_FILE;
@@ -13,18 +15,18 @@ use crate::engine::converge::{Options, Step, step};
 use crate::engine::event::Event;
 use crate::engine::handoff;
 use crate::engine::journal::{FileJournal, wall_clock};
-use crate::engine::plan::Plan;
 use crate::engine::{Door, Observed, Resource};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::orchestrator::client::blueprint::BlueprintObject;
-use crate::orchestrator::client::{Client, Informer, Patch, Selector, time};
+use crate::orchestrator::client::{Client, Informer, Patch, Selector};
 use crate::orchestrator::config::ServerConfig;
 use crate::orchestrator::controllers::Informers;
 use crate::orchestrator::controllers::service_load_balancer::{self, Wanted};
-use crate::providers::resources::{LOAD_BALANCER, ListenerSpec, LoadBalancerSpec};
-use crate::providers::{self, Context, Delivery, Provider};
+use crate::providers::resources::{ListenerSpec, LoadBalancerSpec};
+use crate::providers::{self, Context, Provider};
 use crate::remote::Ssh;
 use k8s_openapi::api::core::v1::{Node, Service};
+use report::{Verdict, balancers, doing};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -45,8 +47,6 @@ const NOT_YET: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(
 const RETRIES: Duration = Duration::from_secs(10);
 /// What is in flight when somebody wants something else may finish within this; longer than most requests, shorter than a dead machine.
 const GRACE: Duration = Duration::from_secs(10);
-/// Tries to write a status while others write theirs.
-const STATUS_TRIES: u32 = 3;
 
 /// Ends only when told to; a provider that cannot be reached is tried again.
 pub async fn run(client: Client, informers: Informers, config: Arc<ServerConfig>, cancel: CancellationToken) -> Result<()> {
@@ -223,55 +223,6 @@ impl Keeper {
             }
         }
     }
-
-    /// Load balancers whose packets arrive with their own address: nodes must know it.
-    fn delivered(&self, observed: &[Observed]) -> Value {
-        if self.provider.delivery() == Delivery::NodePort {
-            return json!([]);
-        }
-        let ours = balancers(observed).into_iter().filter(|(name, _)| !name.starts_with("svc-"));
-        let known = ours.filter_map(|(name, address)| Some(json!({"name": name, "address": address?.parse::<std::net::IpAddr>().ok()?})));
-        Value::Array(known.collect())
-    }
-
-    /// Writes what this round saw into the Blueprint's status.
-    async fn report(&self, object: &BlueprintObject, blueprint: &Blueprint, ended: &Step) {
-        let nodes = self.informers.nodes.list();
-        let machines = all_machines(blueprint);
-        let ready = nodes.iter().filter(|node| waiting::is_ready(node)).count();
-        let doing = doing(&ended.plan);
-        let failed: Vec<String> = ended.failed.iter().map(|(key, error)| format!("{key}: {}", error.chain())).collect();
-        let message = failed.first().or(doing.first()).cloned().unwrap_or_else(|| format!("{ready} of {} nodes are ready", machines.len()));
-        let as_wanted = ended.plan.is_empty() && ready == machines.len();
-        let verdict = if as_wanted { Verdict::as_wanted(message) } else { Verdict::not_yet("Converging", message) };
-        let fields = json!({
-            "machines": machines.len(),
-            "readyMachines": ready,
-            "doing": doing,
-            "failed": failed,
-            "loadBalancers": self.delivered(&ended.observed),
-        });
-        self.write_status(object, fields, &verdict).await;
-    }
-
-    /// The version that was looked at, what was found there and what is to be said of it, when that is anything new.
-    async fn write_status(&self, looked_at: &BlueprintObject, mut fields: Value, verdict: &Verdict) {
-        let name = looked_at.metadata.name.as_deref().unwrap_or_default();
-        fields["observedGeneration"] = json!(looked_at.metadata.generation);
-        for _ in 0..STATUS_TRIES {
-            let Ok(Some(newest)) = self.client.get::<BlueprintObject>("", name).await else { return };
-            fields["conditions"] = verdict.among(&newest);
-            if newest.status.as_ref().is_some_and(|kept| says_already(kept, &fields)) {
-                return;
-            }
-            // A list is patched whole: only onto the version that it was made from, or a condition that somebody just added would go.
-            let patch = json!({"metadata": {"resourceVersion": newest.metadata.resource_version}, "status": fields});
-            match self.client.patch::<BlueprintObject>("", name, "status", Patch::Merge, &patch).await {
-                Ok(_) => return,
-                Err(error) => tracing::debug!("could not write the blueprint's status: {error}"),
-            }
-        }
-    }
 }
 
 /// What somebody wants, as far as this loop serves it.
@@ -287,10 +238,6 @@ impl Wish {
         let generation = blueprint.and_then(|object| object.metadata.generation);
         Wish { generation, balancers: service_load_balancer::wanted(services) }
     }
-}
-
-fn doing(plan: &Plan) -> Vec<String> {
-    plan.actions.iter().map(|action| format!("{}: {}", action.key(), action.reason)).collect()
 }
 
 /// What became of one round.
@@ -329,12 +276,6 @@ fn balancer(wanted: Wanted) -> LoadBalancerSpec {
     LoadBalancerSpec { name: wanted.name, listeners, machines: Vec::new() }
 }
 
-/// Load balancers that are there, with their addresses once they have one.
-fn balancers(observed: &[Observed]) -> BTreeMap<String, Option<String>> {
-    let there = observed.iter().filter(|thing| thing.id.kind == LOAD_BALANCER);
-    there.map(|thing| (thing.id.name.clone(), thing.outputs["address"].as_str().map(str::to_string))).collect()
-}
-
 /// The object as the file form that expansion reads.
 fn blueprint(object: &BlueprintObject) -> Blueprint {
     Blueprint {
@@ -349,63 +290,9 @@ fn blueprint(object: &BlueprintObject) -> Blueprint {
     }
 }
 
-/// Our condition `Ready` of the Blueprint.
-struct Verdict {
-    status: &'static str,
-    reason: &'static str,
-    message: String,
-}
-
-impl Verdict {
-    fn as_wanted(message: String) -> Self {
-        Verdict { status: "True", reason: "AsWanted", message }
-    }
-
-    fn not_yet(reason: &'static str, message: String) -> Self {
-        Verdict { status: "False", reason, message }
-    }
-
-    /// The object's conditions with this one in its place: those that others keep stay. Its transition time moves only when its status does.
-    fn among(&self, object: &BlueprintObject) -> Value {
-        let mut conditions = object.status.as_ref().and_then(|status| status["conditions"].as_array()).cloned().unwrap_or_default();
-        let before = conditions.iter().position(|condition| condition["type"] == "Ready");
-        let same = before.map(|place| &conditions[place]).filter(|condition| condition["status"] == self.status);
-        let since = same.map_or_else(|| json!(time::now_text()), |condition| condition["lastTransitionTime"].clone());
-        let ready =
-            json!({"type": "Ready", "status": self.status, "reason": self.reason, "message": self.message, "lastTransitionTime": since});
-        match before {
-            Some(place) => conditions[place] = ready,
-            None => conditions.insert(0, ready),
-        }
-        conditions.into()
-    }
-}
-
-fn says_already(kept: &Value, status: &Value) -> bool {
-    status.as_object().is_some_and(|fields| fields.iter().all(|(name, value)| kept.get(name) == Some(value)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn object(conditions: Value) -> BlueprintObject {
-        let spec = json!({"provider": "local", "machines": []});
-        serde_json::from_value(json!({"metadata": {"name": "shop"}, "spec": spec, "status": {"conditions": conditions}})).expect("object")
-    }
-
-    #[test]
-    fn conditions_of_others_stay_and_ours_keeps_its_moment() {
-        let theirs = json!({"type": "Approved", "status": "True", "reason": "Audit"});
-        let ours = json!({"type": "Ready", "status": "True", "reason": "AsWanted", "message": "old", "lastTransitionTime": "2026-01-01T00:00:00Z"});
-        let object = object(json!([theirs, ours]));
-        let same = Verdict::as_wanted("new".into()).among(&object);
-        assert_eq!(same[0], theirs);
-        assert_eq!((&same[1]["message"], &same[1]["lastTransitionTime"]), (&json!("new"), &json!("2026-01-01T00:00:00Z")));
-        let other = Verdict::not_yet("Converging", "new".into()).among(&object);
-        assert_eq!((other.as_array().map(Vec::len), &other[0], &other[1]["status"]), (Some(2), &theirs, &json!("False")));
-        assert_ne!(other[1]["lastTransitionTime"], ours["lastTransitionTime"]);
-    }
 
     #[test]
     fn rounds_that_achieve_nothing_come_less_and_less_often() {
@@ -414,11 +301,5 @@ mod tests {
         assert_eq!(seconds(RoundEnd::Undone { effects: 3 }, 0), 2.0);
         assert_eq!([0, 1, 4, 5, 60].map(|idle| seconds(RoundEnd::NotTheWriter, idle)), [0.1, 0.2, 1.6, 2.0, 2.0]);
         assert_eq!((seconds(RoundEnd::Quiet, 0), seconds(RoundEnd::Overtaken, 7)), (30.0, 0.0));
-    }
-
-    #[test]
-    fn the_first_report_brings_the_first_condition() {
-        let first = Verdict::not_yet("Converging", "making machines".into()).among(&object(json!(null)));
-        assert_eq!((first.as_array().map(Vec::len), &first[0]["type"], &first[0]["status"]), (Some(1), &json!("Ready"), &json!("False")));
     }
 }
