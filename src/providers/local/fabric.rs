@@ -122,7 +122,7 @@ pub fn attach(layout: &Layout, machine: &str, pid: i32, address: Ipv4Addr) -> Re
         if let Some(old) = index(handle, &link).await? {
             handle.link().del(old).execute().await?;
         }
-        let peer = peer("eth0", layout.mac(machine), LinkAttribute::NetNsPid(pid as u32));
+        let peer = peer("eth0", layout.mac(&address.to_string()), LinkAttribute::NetNsPid(pid as u32));
         let bridge = require(handle, BRIDGE).await?;
         handle.link().add(LinkVeth::new(&link, "eth0").controller(bridge).up().set_info_data(peer).build()).execute().await
     })

@@ -86,8 +86,8 @@ impl Layout {
     pub fn group(&self, machine: &str) -> PathBuf {
         self.groups().join(machine)
     }
-    /// From the names alone: a machine that is made again must not find its old address in others' neighbour tables, and a bridge
-    /// whose address followed its ports would lose traffic for half a minute whenever a machine comes or goes.
+    /// A machine's follows from its IP address alone: whoever gets an address that another had is reached at once, since neighbour tables
+    /// hold true. A bridge whose address followed its ports would lose traffic for half a minute whenever a machine comes or goes.
     pub fn mac(&self, interface: &str) -> [u8; 6] {
         let hash = Sha256::digest(format!("{}/{interface}", self.uid));
         // Locally administered, unicast.
