@@ -53,11 +53,15 @@ impl Problem {
 
 impl std::error::Error for Problems {}
 
+/// "1 machine", "2 machines": for every count that people read.
+pub fn counted(count: usize, thing: &str) -> String {
+    format!("{count} {thing}{}", if count == 1 { "" } else { "s" })
+}
+
 impl From<Problems> for crate::error::Error {
     fn from(problems: Problems) -> Self {
         let file = problems.0.first().map_or("the blueprint", |problem| &problem.file);
-        let count = problems.0.len();
-        let message = format!("could not use {file}: {count} problem{}", if count == 1 { "" } else { "s" });
+        let message = format!("could not use {file}: {}", counted(problems.0.len(), "problem"));
         crate::error::Error::input(message).because(problems)
     }
 }

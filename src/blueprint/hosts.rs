@@ -1,11 +1,12 @@
 //! What can be wrong with `spec.providers.ssh` before any machine is asked: hosts told apart, matched with groups, and written well.
 
 use super::check::elsewhere;
+use super::diagnostic::counted;
 use super::structure::{Report, did_you_mean};
 use super::tree::{Node, Place};
 use ipnet::{IpAdd, IpSub, Ipv4AddrRange};
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 
 const PATH: &str = "spec.providers.ssh";
 /// A load balancer each; a whole /16 is a mistake.
@@ -74,23 +75,17 @@ fn words(host: &Node, path: &str, report: &mut dyn Report) {
     word("jumpHostKey", &is_host_key, "a public host key", "one line of `ssh-keyscan`, without the name: ssh-ed25519 AAAA...");
     word("fingerprint", &is_fingerprint, "a host key's fingerprint", "as `ssh-keygen -lf` prints it: SHA256:...");
     word("key", &is_path, "a path that ssh can be told", "letters, digits and /._-~+@ only");
-    word("privateAddress", &|text| text.parse::<IpAddr>().is_ok(), "an IP address", "for instance 10.0.0.5");
 }
 
 fn membership(host: &Node, path: &str, groups: &[(&str, &str, usize)], report: &mut dyn Report) {
-    let role = host.field("role").and_then(|node| Some((node, node.text()?)));
-    if let Some((node, role)) = role.filter(|(_, role)| !["control-plane", "worker"].contains(role)) {
-        let hint = did_you_mean(role, &["control-plane", "worker"]);
-        report.report(node.place, &format!("{path}.role"), format!("`{role}` is no role"), Some(hint));
-    }
     let Some((node, group)) = host.field("group").and_then(|node| Some((node, node.text()?))) else { return };
     let path = format!("{path}.group");
-    match (groups.iter().find(|(name, ..)| *name == group), role) {
+    match (groups.iter().find(|(name, ..)| *name == group), host.text_of("role")) {
         (None, _) => {
             let names: Vec<&str> = groups.iter().map(|(name, ..)| *name).collect();
             report.report(node.place, &path, format!("no machine group is called `{group}`"), Some(did_you_mean(group, &names)));
         }
-        (Some((_, of_group, _)), Some((_, role))) if *of_group != role => {
+        (Some((_, of_group, _)), Some(role)) if *of_group != role => {
             let message = format!("group `{group}` is of role {of_group}, this host is for role {role}");
             report.report(node.place, &path, message, Some("leave one of the two out".into()));
         }
@@ -104,7 +99,9 @@ fn enough(hosts: &Node, groups: &[(&str, &str, usize)], report: &mut dyn Report)
     let wanted: usize = groups.iter().map(|(.., count)| count).sum();
     let hint = || Some("list more hosts, or lower a count".into());
     if wanted > listed {
-        let message = format!("{wanted} machines are wanted, {listed} {} listed", if listed == 1 { "host is" } else { "hosts are" });
+        let are = |count: usize| if count == 1 { "is" } else { "are" };
+        let (machines, known) = (counted(wanted, "machine"), counted(listed, "host"));
+        let message = format!("{machines} {} wanted, {known} {} listed", are(wanted), are(listed));
         return report.report(Place { width: 1, ..hosts.place }, &format!("{PATH}.hosts"), message, hint());
     }
     for (name, role, count) in groups {
@@ -113,7 +110,7 @@ fn enough(hosts: &Node, groups: &[(&str, &str, usize)], report: &mut dyn Report)
         };
         let usable = hosts.items().iter().filter(may).count();
         if usable < *count {
-            let message = format!("group `{name}` wants {count} machines, {usable} of the hosts may be used for it");
+            let message = format!("group `{name}` wants {}, {usable} of the hosts may be used for it", counted(*count, "machine"));
             report.report(Place { width: 1, ..hosts.place }, &format!("{PATH}.hosts"), message, hint());
         }
     }
@@ -244,7 +241,7 @@ mod tests {
         );
         check(
             "    - {address: 10.0.0.1, role: worker}\n    - {address: 10.0.0.2, role: worker}\n",
-            &["8:7 group `control` wants 1 machines, 0 of the hosts may be used for it"],
+            &["8:7 group `control` wants 1 machine, 0 of the hosts may be used for it"],
         );
         check(
             "    - {address: 10.0.0.1}\n    - {address: 10.0.0.2}\n    addresses: [10.0.0.9-10.0.0.1, 10.0.0.40]\n",

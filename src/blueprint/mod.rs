@@ -14,6 +14,6 @@ pub mod structure;
 mod tests;
 pub mod tree;
 
-pub use diagnostic::{Problem, Problems};
+pub use diagnostic::{Problem, Problems, counted};
 pub use load::{Loaded, from_object, from_path, from_text};
 pub use schema::{Blueprint, Filesystem, Listener, LoadBalancer, MachineGroup, ProviderName, Role, Size, Spec};

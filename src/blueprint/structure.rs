@@ -4,6 +4,7 @@
 
 use super::tree::{Data, Node, Place};
 use serde_json::Value;
+use std::net::IpAddr;
 
 /// Where problems go: a place, a path like `spec.machines[0].count`, a message and a hint.
 pub trait Report {
@@ -22,6 +23,11 @@ pub fn walk(node: &Node, schema: &Value, root: &Value, path: &str, report: &mut 
         return walk(node, target, root, path, report);
     }
     if let Some(choices) = schema["anyOf"].as_array() {
+        // What may be left out is "this or null".
+        let mut meant = choices.iter().filter(|choice| choice["type"] != "null");
+        if let (Some(only), None, false) = (meant.next(), meant.next(), node.data == Data::Null) {
+            return walk(node, only, root, path, report);
+        }
         if !choices.iter().any(|choice| has_type(node, choice)) {
             let wanted: Vec<_> = choices.iter().flat_map(wanted_types).collect();
             wrong_type(node, &wanted, path, report);
@@ -94,6 +100,9 @@ fn walk_text(node: &Node, text: &str, schema: &Value, path: &str, report: &mut d
         if !choices.contains(&text) {
             report.report(node.place, path, format!("`{text}` is no {}", last(path)), Some(did_you_mean(text, &choices)));
         }
+    }
+    if schema["format"] == "ip" && text.parse::<IpAddr>().is_err() {
+        report.report(node.place, path, format!("`{text}` is not an IP address"), Some("for instance 10.0.0.5".into()));
     }
     if let Some(wanted) = schema["const"].as_str().filter(|wanted| *wanted != text) {
         report.report(

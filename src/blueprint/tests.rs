@@ -266,6 +266,21 @@ fn sizes_and_ranges_are_checked() {
 }
 
 #[test]
+fn what_may_be_left_out_is_checked_like_the_rest_even_for_other_providers() {
+    let host = |fields: &str| with(&format!("  providers: {{ssh: {{hosts: [{{address: a, {fields}}}]}}}}\n"));
+    check(&host("role: null, port: ~, privateAddress: \"::1\""), &[]);
+    check(
+        &host("role: true, port: 0, privateAddress: here"),
+        &[
+            "8:48 `spec.providers.ssh.hosts[0].role` must be a text, not true or false (put it in quotes)",
+            "8:60 0 is out of range: port goes from 1 to 65535",
+            "8:79 `here` is not an IP address (for instance 10.0.0.5)",
+        ],
+    );
+    check(&host("role: wroker"), &["8:48 `wroker` is no role (did you mean `worker`?)"]);
+}
+
+#[test]
 fn listeners_lead_to_services_of_the_workloads() {
     let listeners = |workloads: &str| {
         with(&format!(

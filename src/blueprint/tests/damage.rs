@@ -39,7 +39,7 @@ spec:
       numbers: [0644, 0x1F, 1_000, 1.5e3, .5, -0.0, 18446744073709551615, -9223372036854775808, ~, yes, !!str 1]
     - {apiVersion: v1, kind: List, items: [{apiVersion: v1, kind: Secret, metadata: {name: s}}]}
   providers:
-    ssh: {hosts: [{address: 192.0.2.11, user: root, labels: {rack: r7}}], addresses: [192.0.2.40-192.0.2.49]}
+    ssh: {hosts: [{address: 192.0.2.11, user: root, role: worker, privateAddress: \"::1\", labels: {rack: r7}}], addresses: [192.0.2.40-192.0.2.49]}
     aws: {instanceTypes: {worker: m6i.large}}
 ";
 
