@@ -1,6 +1,7 @@
 //! `kprov validate FILE`: every problem of a blueprint and what it names, at once.
 
 use super::terminal;
+use crate::blueprint::counted;
 use crate::blueprint::load;
 use crate::error::{Kind, Result};
 use serde_json::json;
@@ -37,12 +38,13 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let spec = &loaded.blueprint.spec;
     let machines: u32 = spec.machines.iter().map(|group| group.count).sum();
     terminal::print(format_args!(
-        "{} is valid: cluster {}, {machines} machines, {} load balancers, {} filesystems, {} workload objects.\n",
+        "{} is valid: cluster {}, {}, {}, {}, {}.\n",
         args.file.display(),
         loaded.blueprint.metadata.name,
-        spec.load_balancers.len(),
-        spec.filesystems.len(),
-        spec.workloads.len()
+        counted(machines as usize, "machine"),
+        counted(spec.load_balancers.len(), "load balancer"),
+        counted(spec.filesystems.len(), "filesystem"),
+        counted(spec.workloads.len(), "workload object")
     ))?;
     Ok(exit(true))
 }

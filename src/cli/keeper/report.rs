@@ -1,7 +1,7 @@
 //! What the loop tells people through the Blueprint's status: what it does, what failed, and whether all is as wanted.
 
 use super::Keeper;
-use crate::blueprint::Blueprint;
+use crate::blueprint::{Blueprint, counted};
 use crate::cli::world::hosts::all_machines;
 use crate::cli::world::waiting;
 use crate::engine::Observed;
@@ -35,7 +35,8 @@ impl Keeper {
         let ready = nodes.iter().filter(|node| waiting::is_ready(node)).count();
         let doing = doing(&ended.plan);
         let failed: Vec<String> = ended.failed.iter().map(|(key, error)| format!("{key}: {}", error.chain())).collect();
-        let message = failed.first().or(doing.first()).cloned().unwrap_or_else(|| format!("{ready} of {} nodes are ready", machines.len()));
+        let message =
+            failed.first().or(doing.first()).cloned().unwrap_or_else(|| format!("{ready} of {} ready", counted(machines.len(), "node")));
         let as_wanted = ended.plan.is_empty() && ready == machines.len();
         let verdict = if as_wanted { Verdict::as_wanted(message) } else { Verdict::not_yet("Converging", message) };
         let fields = json!({

@@ -1,5 +1,6 @@
 //! The Blueprint object inside the cluster, as a door: the last thing `up` makes, and what the loop inside then keeps true.
 
+use crate::blueprint::counted;
 use crate::blueprint::{Blueprint, Spec};
 use crate::bootstrap::trust::Trust;
 use crate::engine::{Action, Door, HOST, Id, Inputs, MACHINE, Observed, Phase, Progress, Request, Resource};
@@ -59,7 +60,7 @@ pub fn resource(blueprint: &Blueprint, control: &str) -> Result<Resource> {
         spec: json!({"digest": digest(&blueprint.spec)?}),
         needs: vec![Id::new(HOST, control)],
         replace_on: Vec::new(),
-        summary: format!("{} workload objects", blueprint.spec.workloads.len()),
+        summary: counted(blueprint.spec.workloads.len(), "workload object"),
     })
 }
 

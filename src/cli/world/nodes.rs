@@ -2,6 +2,7 @@
 
 use super::hosts::{REVISION, ROTATE_AT};
 use super::waiting::is_ready;
+use crate::blueprint::counted;
 use crate::engine::{HOST, Id, MACHINE, Observed, Phase};
 use crate::error::{Error, Kind, Result};
 use crate::orchestrator::client::{Client, Delete, Patch, Selector, path};
@@ -84,7 +85,7 @@ async fn empty(client: &Client, name: &str, progress: &(dyn Fn(&str) + Send + Sy
         if leaving.is_empty() {
             break;
         }
-        progress(&format!("moving {} pods away", leaving.len()));
+        progress(&format!("moving {} away", counted(leaving.len(), "pod")));
         for pod in leaving.iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()) {
             evict(client, pod).await?;
         }

@@ -4,6 +4,7 @@ use super::names::*;
 use super::settings::Settings;
 use super::sizes;
 use crate::blueprint::Blueprint;
+use crate::blueprint::counted;
 use crate::engine::{Id, Resource};
 use crate::error::{Error, Result};
 use crate::providers::firewall::{self, From, Protocol, Rule};
@@ -182,6 +183,6 @@ fn target_group(network: &Id, balancer: &LoadBalancerSpec, listener: &neutral::L
     let spec = json!({"balancer": balancer.name, "protocol": listener.protocol, "port": listener.node_port, "machines": balancer.machines});
     let id = Id::new(TARGETS, target_name(&balancer.name, listener.node_port));
     let needs = std::iter::once(network.clone()).chain(machines).collect();
-    let summary = format!("{} {} on {} machines", listener.protocol, listener.node_port, balancer.machines.len());
+    let summary = format!("{} {} on {}", listener.protocol, listener.node_port, counted(balancer.machines.len(), "machine"));
     resource(id, spec, needs, &["protocol", "port"], summary)
 }
