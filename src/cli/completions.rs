@@ -2,7 +2,7 @@
 
 use super::terminal;
 use crate::error::Result;
-use clap::CommandFactory;
+use clap::{Command, CommandFactory};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -11,6 +11,12 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Result<()> {
     let mut text = Vec::new();
-    clap_complete::generate(args.shell, &mut super::Cli::command(), "kprov", &mut text);
+    clap_complete::generate(args.shell, &mut menu(), "kprov", &mut text);
     terminal::print(String::from_utf8_lossy(&text))
+}
+
+/// What people are shown: the completer would offer hidden commands, too.
+fn menu() -> Command {
+    let all = super::Cli::command();
+    Command::new("kprov").version("-").subcommands(all.get_subcommands().filter(|command| !command.is_hide_set()).cloned())
 }
