@@ -48,6 +48,7 @@ pub async fn run(args: &Args) -> Result<ExitCode> {
             progress.restart();
         }
         session.finish_what_is_begun()?;
+        session.remember()?;
         let epoch = session.seize().await?;
         world.converge(epoch, Instant::now() + Duration::from_secs(args.timeout), &progress).await?;
     }

@@ -26,9 +26,7 @@ pub async fn run(args: &Args) -> Result<ExitCode> {
     let name = &loaded.blueprint.metadata.name;
     logging::to_file("plan", name)?;
     let mut session = Session::open(name, Settings::of(&loaded.blueprint)).await?;
-    let seen = look(&mut session, &loaded).await;
-    session.close();
-    let (plan, price) = seen?;
+    let (plan, price) = look(&mut session, &loaded).await?;
     if args.output.is_some() {
         terminal::print_json(&plan)?;
     } else {

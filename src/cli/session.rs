@@ -35,8 +35,6 @@ pub struct Session {
     /// Held by commands that may change the cluster.
     state: Option<State>,
     trust: Option<Arc<Trust>>,
-    /// There was no record and nothing under this name: what this session wrote may go again.
-    fresh: bool,
     minds_interrupts: bool,
 }
 
@@ -65,11 +63,10 @@ impl Session {
             }
             None => providers::find(&settings, name).await?,
         };
-        let fresh = known.is_none();
         let cluster = known.unwrap_or_else(|| Cluster { name: name.into(), uid: uuid::Uuid::new_v4().to_string() });
         let provider = providers::connect(&settings, &cluster).await?;
         let cancel = CancellationToken::new();
-        Ok(Session { cluster, provider, cancel, settings, folder, state, trust: None, fresh, minds_interrupts: false })
+        Ok(Session { cluster, provider, cancel, settings, folder, state, trust: None, minds_interrupts: false })
     }
 
     /// From here on the first Ctrl-C only cancels: what is in flight is finished. Before, nothing is, and it ends the process.
@@ -81,19 +78,21 @@ impl Session {
         Ok(())
     }
 
-    /// The cluster's keys: from the state folder, else read back from a control plane that has them, else made now and kept.
-    pub async fn establish_trust(&mut self) -> Result<()> {
-        let state = self.state.as_ref().ok_or_else(|| Error::internal("a look must not make keys"))?;
-        state.save(&Record { cluster: self.cluster.clone(), settings: self.settings.clone() })?;
-        self.fresh = false;
-        let known = self.known_trust().await?;
-        self.keep_trust(known.map_or_else(|| Trust::create(&self.cluster, SystemTime::now()), Ok)?)
+    /// Before the first effect: from here on the state folder stays, whatever happens.
+    pub fn remember(&self) -> Result<()> {
+        let state = self.state.as_ref().ok_or_else(|| Error::internal("a look must not remember anything"))?;
+        state.save(&Record { cluster: self.cluster.clone(), settings: self.settings.clone() })
     }
 
-    fn keep_trust(&mut self, trust: Trust) -> Result<()> {
+    /// The same with the keys that `borrow_trust` has found or made up.
+    pub fn remember_trust(&self) -> Result<()> {
+        self.remember()?;
+        self.keep_trust(self.trust()?)
+    }
+
+    fn keep_trust(&self, trust: &Trust) -> Result<()> {
         trust.save(&self.folder.join("pki"))?;
         self.provider.hold_key(&trust.ssh.private);
-        self.trust = Some(Arc::new(trust));
         Ok(())
     }
 
@@ -106,7 +105,9 @@ impl Session {
         match theirs {
             Ok(Some(theirs)) if theirs.ca != ours.ca || theirs.ssh.private != ours.ssh.private => {
                 tracing::info!("another kprov up has given the cluster its keys: they are ours now");
-                self.keep_trust(theirs).map(|()| true)
+                self.keep_trust(&theirs)?;
+                self.trust = Some(Arc::new(theirs));
+                Ok(true)
             }
             Ok(_) => Ok(false),
             // A machine that boots or is ill tells nothing yet. Should it have other keys, it refuses ours later, and says so.
@@ -117,11 +118,15 @@ impl Session {
         }
     }
 
-    /// As `establish_trust`, but for a look only: keys that nobody has yet are made up and forgotten. False for such.
+    /// The cluster's keys: from the state folder, else read back from a control plane that has them, else made up now, and forgotten unless
+    /// they are remembered. False for such.
     pub async fn borrow_trust(&mut self) -> Result<bool> {
         let known = self.known_trust().await?;
         let is_known = known.is_some();
         let trust = known.map_or_else(|| Trust::create(&self.cluster, SystemTime::now()), Ok)?;
+        if is_known {
+            self.provider.hold_key(&trust.ssh.private);
+        }
         self.trust = Some(Arc::new(trust));
         Ok(is_known)
     }
@@ -305,13 +310,6 @@ impl Session {
             return Ok(());
         }
         files::write_atomic(&path, text.as_bytes(), 0o600).or_fail(Kind::Host, || format!("could not write {}", path.display()))
-    }
-
-    /// After a look: a folder made only for the lock goes again.
-    pub fn close(self) {
-        if let Some(state) = self.state.filter(|_| self.fresh) {
-            let _ = state.remove();
-        }
     }
 
     /// After `down` has proved that nothing is left.

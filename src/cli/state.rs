@@ -50,7 +50,7 @@ impl State {
 
     pub fn save(&self, record: &Record) -> Result<()> {
         let text = serde_json::to_vec_pretty(record).or_fail(Kind::Internal, || "could not encode the cluster's record")?;
-        files::write_atomic(&self.folder.join("cluster.json"), &text, 0o600)
+        files::write_atomic(&record_file(&self.folder), &text, 0o600)
             .or_fail(Kind::Host, || format!("could not write {}", self.folder.display()))
     }
 
@@ -60,13 +60,26 @@ impl State {
     }
 }
 
+/// After a look, or when nobody agreed to a plan: a folder that holds no record was made for the lock only.
+impl Drop for State {
+    fn drop(&mut self) {
+        if !record_file(&self.folder).exists() {
+            let _ = fs::remove_dir_all(&self.folder);
+        }
+    }
+}
+
 /// Reads a cluster's record without locking; a file that cannot be read as one is treated as lost, since the provider knows better.
 pub fn record(folder: &Path) -> Result<Option<Record>> {
-    match fs::read(folder.join("cluster.json")) {
+    match fs::read(record_file(folder)) {
         Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok()),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(Error::host(format!("could not read {}", folder.join("cluster.json").display())).because(error)),
+        Err(error) => Err(Error::host(format!("could not read {}", record_file(folder).display())).because(error)),
     }
+}
+
+fn record_file(folder: &Path) -> PathBuf {
+    folder.join("cluster.json")
 }
 
 /// The folder of one cluster.

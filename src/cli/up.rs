@@ -1,7 +1,7 @@
 //! `kprov up FILE`: makes what the blueprint says exist, hands it to the loop inside, and returns when it serves.
 //!
 //! ```text
-//! load -> open (lock, provider, uid, trust) -> observe -> plan -> agree -> check
+//! load -> open (lock, provider, uid, trust) -> observe -> plan -> agree -> check -> remember
 //!      the command line is the writer:  converge machines, hosts and the Blueprint object -> hand over
 //!      the loop inside is the writer:   write the Blueprint object
 //! -> wait until nodes, workloads and load balancers are there -> what to type next
@@ -47,7 +47,6 @@ pub async fn run(args: &Args) -> Result<ExitCode> {
     let name = loaded.blueprint.metadata.name.clone();
     logging::to_file("up", &name)?;
     let mut session = Session::open(&name, Settings::of(&loaded.blueprint)).await?;
-    session.establish_trust().await?;
     bring_up(args, &loaded, &mut session).await.map(|()| ExitCode::SUCCESS)
 }
 
@@ -55,6 +54,7 @@ async fn bring_up(args: &Args, loaded: &Loaded, session: &mut Session) -> Result
     let patience = Duration::from_secs(args.timeout);
     let mut deadline = Instant::now() + patience;
     let blueprint = &loaded.blueprint;
+    session.borrow_trust().await?;
     let mut world = session.world(blueprint, &loaded.images).await?;
     let look = world.look().await?;
     let plan = look.plan;
@@ -68,6 +68,7 @@ async fn bring_up(args: &Args, loaded: &Loaded, session: &mut Session) -> Result
         }
         session.finish_what_is_begun()?;
         world.check(&plan).await?;
+        session.remember_trust()?;
         let (writer, adopted) = session.writer().await?;
         if adopted {
             world = session.world(blueprint, &loaded.images).await?;
@@ -88,6 +89,7 @@ async fn bring_up(args: &Args, loaded: &Loaded, session: &mut Session) -> Result
         };
         session.save_kubeconfig(&observed)?;
     } else {
+        session.remember_trust()?;
         // Nothing to change, but the loop may have lost an archive that it needs for the next machine.
         session.bring(&world.images, &look.observed, &progress).await?;
     }
