@@ -125,7 +125,7 @@ async fn answer(context: Arc<Context>, pods: Informer<Pod>, mut request: Request
             Ok(value) => json_answer(value),
             Err(refusal) => plain(StatusCode::SERVICE_UNAVAILABLE, &refusal.message),
         },
-        ["containerLogs", namespace, pod, container] => logs(&context, namespace, pod, container, query).await,
+        ["containerLogs", namespace, pod, container] => logs(&context, &pods, namespace, pod, container, query).await,
         _ => plain(StatusCode::NOT_FOUND, "there is nothing at this path"),
     }
 }
@@ -157,7 +157,7 @@ async fn summary(context: &Context) -> std::result::Result<Value, super::cri::Re
     Ok(json!({"node": {"nodeName": context.config.node_name}, "pods": pods.into_values().collect::<Vec<_>>()}))
 }
 
-async fn logs(context: &Context, namespace: &str, pod: &str, container: &str, query: &str) -> Response<Body> {
+async fn logs(context: &Context, pods: &Informer<Pod>, namespace: &str, pod: &str, container: &str, query: &str) -> Response<Body> {
     let options = match Options::parse(query, crate::orchestrator::client::time::now()) {
         Ok(options) => options,
         Err(message) => return plain(StatusCode::BAD_REQUEST, &message),
@@ -179,7 +179,11 @@ async fn logs(context: &Context, namespace: &str, pod: &str, container: &str, qu
     let Some(chosen) = found.into_iter().nth(usize::from(options.previous)) else {
         let message = match options.previous {
             true => format!("previous terminated container \"{container}\" in pod \"{pod}\" not found"),
-            false => format!("container \"{container}\" in pod \"{pod}\" is waiting to start: ContainerCreating"),
+            false => {
+                let known = pods.get(namespace, pod);
+                let why = known.as_ref().and_then(|pod| waiting_reason(pod, container)).unwrap_or("ContainerCreating");
+                format!("container \"{container}\" in pod \"{pod}\" is waiting to start: {why}")
+            }
         };
         return plain(StatusCode::BAD_REQUEST, &message);
     };
@@ -202,6 +206,14 @@ async fn logs(context: &Context, namespace: &str, pod: &str, container: &str, qu
         .expect("a status and one constant header make a valid response")
 }
 
+/// What the pod's status says of a container that has not started.
+fn waiting_reason<'a>(pod: &'a Pod, container: &str) -> Option<&'a str> {
+    let status = pod.status.as_ref()?;
+    let all = [&status.init_container_statuses, &status.container_statuses].into_iter().flatten().flatten();
+    let state = all.filter(|told| told.name == container).find_map(|told| told.state.as_ref())?;
+    state.waiting.as_ref()?.reason.as_deref()
+}
+
 fn attempt(container: &Container) -> u32 {
     container.metadata.as_ref().map_or(0, |metadata| metadata.attempt)
 }
@@ -217,4 +229,23 @@ fn json_answer(value: Value) -> Response<Body> {
 fn respond(status: StatusCode, kind: &str, bytes: Bytes) -> Response<Body> {
     let body = Full::new(bytes).map_err(|never| match never {}).boxed_unsync();
     Response::builder().status(status).header("content-type", kind).body(body).expect("a status and one plain header make a valid response")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_container_that_has_not_started_says_what_it_waits_for() {
+        let told =
+            |name: &str, state: Value| json!({"name": name, "image": "", "imageID": "", "ready": false, "restartCount": 0, "state": state});
+        let pod: Pod = serde_json::from_value(json!({"status": {
+            "initContainerStatuses": [told("first", json!({"waiting": {"reason": "ImagePullBackOff"}}))],
+            "containerStatuses": [told("main", json!({"waiting": {"reason": "PodInitializing"}})), told("other", json!({"running": {}}))],
+        }}))
+        .expect("a pod");
+        let said = ["first", "main", "other", "none"].map(|container| waiting_reason(&pod, container));
+        assert_eq!(said, [Some("ImagePullBackOff"), Some("PodInitializing"), None, None]);
+        assert_eq!(waiting_reason(&Pod::default(), "main"), None);
+    }
 }
