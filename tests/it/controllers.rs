@@ -450,4 +450,21 @@ async fn a_blueprints_workloads_are_applied_kept_and_pruned() {
     world.until("applied without the settings", |all| applied(all, third)).await;
     assert!(world.client.get::<ConfigMap>("shop", "settings").await.unwrap().is_none());
     assert!(world.client.get::<ConfigMap>("shop", "kube-root-ca.crt").await.unwrap().is_some());
+
+    // What will never be taken is told apart from what may be taken later.
+    let portless =
+        json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "bad", "namespace": "shop"}, "spec": {"ports": [{"port": 0}]}});
+    let early = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "early", "namespace": "nowhere"}});
+    let mixed = json!({"spec": spec(&[&namespace, &service, &web, &portless, &early])});
+    world.client.patch::<BlueprintObject>("", "shop", "", Patch::Merge, &mixed).await.unwrap();
+    world
+        .until("refused and waiting", |all| {
+            let status = all.blueprints.get("", "shop").and_then(|blueprint| blueprint.status.clone()).unwrap_or_default();
+            let refused = status["workloads"]["refused"].as_array().cloned().unwrap_or_default();
+            let message = status["workloads"]["message"].as_str().unwrap_or_default();
+            refused.len() == 1
+                && refused[0].as_str().is_some_and(|text| text.starts_with("service/shop/bad: "))
+                && message.contains("configmap/nowhere/early: ")
+        })
+        .await;
 }

@@ -1,6 +1,6 @@
 //! Waiting until a cluster does what its blueprint says: nodes ready, workloads available, load balancers and names answering.
 
-use super::waiting::{Objects, Waiting, keeping, waiting};
+use super::waiting::{Objects, Waiting, keeping, refused, waiting};
 use crate::blueprint::Blueprint;
 use crate::engine::{MACHINE, Observed};
 use crate::error::{Error, Result};
@@ -87,7 +87,8 @@ impl Watch {
     }
 }
 
-/// Returns when nothing is waited for any more; says what it waits for each time that changes. At the deadline, the error says it too.
+/// Returns when nothing is waited for any more; says what it waits for each time that changes. At the deadline, the error says it too; at
+/// once where waiting is in vain.
 pub async fn until_served(
     watch: &Watch,
     blueprint: &Blueprint,
@@ -100,8 +101,12 @@ pub async fn until_served(
     let [mut blueprints, mut nodes, mut deployments, mut replica_sets, mut daemon_sets, mut claims, mut pods] = watch.changes();
     let mut said = String::new();
     loop {
+        let object = watch.blueprints.get("", &blueprint.metadata.name);
+        if let Some(refused) = object.as_ref().map(|object| refused(object)).filter(|refused| !refused.is_empty()) {
+            return Err(in_vain(&refused));
+        }
         let mut left = waiting(machines, &blueprint.spec.workloads, &watch.objects());
-        left.extend(watch.blueprints.get("", &blueprint.metadata.name).iter().flat_map(|object| keeping(object)));
+        left.extend(object.iter().flat_map(|object| keeping(object)));
         let Some(first) = left.first() else { return Ok(()) };
         let line = if left.len() == 1 { first.to_string() } else { format!("{first} (and {} more)", left.len() - 1) };
         if line != said {
@@ -119,6 +124,11 @@ pub async fn until_served(
             () = tokio::time::sleep_until(deadline) => return Err(late(&left)),
         }
     }
+}
+
+fn in_vain(refused: &[&str]) -> Error {
+    Error::input(format!("could not apply all workloads; the API refuses:\n  {}", refused.join("\n  ")))
+        .hint("change these manifests and run kprov up again; the cluster and everything else in the blueprint stay as they are")
 }
 
 fn late(left: &[Waiting]) -> Error {

@@ -43,15 +43,14 @@ pub fn waiting(machines: &[String], workloads: &[Value], objects: &Objects) -> V
 /// workloads (or refuses one for good).
 pub fn keeping(object: &BlueprintObject) -> Vec<Waiting> {
     let status = object.status.clone().unwrap_or_default();
-    let is_new = |told: &Value| told["observedGeneration"].as_i64() >= object.metadata.generation;
     let ready = status["conditions"].as_array().into_iter().flatten().find(|condition| condition["type"] == "Ready");
     let looped = match ready {
-        Some(ready) if is_new(&status) && ready["status"] == "True" => None,
-        Some(ready) if is_new(&status) => Some(ready["message"].as_str().unwrap_or("converging").to_string()),
+        Some(ready) if is_new(&status, object) && ready["status"] == "True" => None,
+        Some(ready) if is_new(&status, object) => Some(ready["message"].as_str().unwrap_or("converging").to_string()),
         _ => Some("the loop inside has not looked at its newest version yet".into()),
     };
     let workloads = &status["workloads"];
-    let applied = match is_new(workloads) {
+    let applied = match is_new(workloads, object) {
         true if workloads["applied"] == true => None,
         true => Some(workloads["message"].as_str().unwrap_or("could not be applied").to_string()),
         false => Some("not applied yet".into()),
@@ -59,6 +58,18 @@ pub fn keeping(object: &BlueprintObject) -> Vec<Waiting> {
     let name = format!("blueprint/{}", object.metadata.name.as_deref().unwrap_or_default());
     let loop_waits = looped.map(|why| Waiting { what: name.clone(), why });
     loop_waits.into_iter().chain(applied.map(|why| Waiting { what: format!("workloads of {name}"), why })).collect()
+}
+
+/// Of the newest blueprint's workloads what the API refuses for good: waiting for them is in vain.
+pub fn refused(object: &BlueprintObject) -> Vec<&str> {
+    let workloads = object.status.as_ref().map(|status| &status["workloads"]);
+    let new = workloads.filter(|told| is_new(told, object));
+    new.and_then(|told| told["refused"].as_array()).into_iter().flatten().filter_map(Value::as_str).collect()
+}
+
+/// Told of the blueprint's newest version.
+fn is_new(told: &Value, object: &BlueprintObject) -> bool {
+    told["observedGeneration"].as_i64() >= object.metadata.generation
 }
 
 pub fn is_ready(node: &Node) -> bool {
@@ -241,9 +252,7 @@ mod tests {
     #[test]
     fn a_blueprint_waits_for_the_loop_and_for_its_workloads() {
         let check = |status: Value, expected: &[&str]| {
-            let object =
-                json!({"metadata": {"name": "shop", "generation": 2}, "spec": {"provider": "local", "machines": []}, "status": status});
-            let object = serde_json::from_value(object).expect("an object");
+            let object = blueprint(status);
             assert_eq!(keeping(&object).iter().map(Waiting::to_string).collect::<Vec<_>>(), expected);
         };
         let ready = json!([{"type": "Ready", "status": "True"}]);
@@ -265,5 +274,22 @@ mod tests {
             json!({"observedGeneration": 2, "conditions": [{"type": "Ready", "status": "False", "message": "no quota"}], "workloads": applied(2, true)}),
             &["blueprint/shop: no quota"],
         );
+    }
+
+    #[test]
+    fn what_is_refused_for_good_is_told_apart_and_only_of_the_newest_version() {
+        let workloads = |generation: u32, refused: Value| {
+            blueprint(json!({"workloads": {"observedGeneration": generation, "applied": false, "refused": refused, "message": "no"}}))
+        };
+        assert_eq!(refused(&workloads(2, json!(["service/shop/web: no port"]))), ["service/shop/web: no port"]);
+        for waits in [workloads(2, json!([])), workloads(1, json!(["service/shop/web: no port"])), blueprint(json!(null))] {
+            assert_eq!(refused(&waits), Vec::<&str>::new());
+        }
+    }
+
+    fn blueprint(status: Value) -> BlueprintObject {
+        let object =
+            json!({"metadata": {"name": "shop", "generation": 2}, "spec": {"provider": "local", "machines": []}, "status": status});
+        serde_json::from_value(object).expect("an object")
     }
 }

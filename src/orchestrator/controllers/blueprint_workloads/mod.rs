@@ -6,6 +6,7 @@ mod three_way;
 
 use super::discovery;
 use super::{Context, Informers, each, work};
+use crate::blueprint::counted;
 use crate::error::Error;
 use crate::orchestrator::api::kinds::KindRow;
 use crate::orchestrator::client::blueprint::BlueprintObject;
@@ -86,34 +87,34 @@ impl Workloads {
         let services = &self.informers.services;
         let (ports, missing) =
             node_ports(&key.name, &blueprint.spec, &delivered(&blueprint), |namespace, name| services.get(namespace, name));
-        let mut troubles = Vec::new();
+        // What the API refuses stays refused until somebody changes it; everything else may pass.
+        let (mut refused, mut troubles) = (Vec::new(), Vec::new());
         let mut objects: BTreeMap<Place, (Value, &'static KindRow)> = BTreeMap::new();
         let classes = blueprint.spec.filesystems.iter().map(|filesystem| storage_class(&key.name, &filesystem.name));
         let workloads = blueprint.spec.workloads.iter().filter(|_| whole).map(|object| labelled(object, &key.name));
         for object in classes.chain(workloads).chain(ports) {
             match apply::place(&object) {
                 Ok((place, row)) => drop(objects.insert(place, (object, row))),
-                Err(trouble) => troubles.push(trouble),
+                Err(trouble) => refused.push(trouble),
             }
         }
-        let mut retry = false;
         for (place, (object, row)) in &objects {
             if let Err(failure) = apply::apply(&self.client, object, place, row).await {
-                // What the API refuses stays refused until somebody changes it; everything else may pass.
-                retry |= !failure.is_invalid();
-                troubles.push(format!("{}: {failure}", place.shown()));
+                let told = if failure.is_invalid() { &mut refused } else { &mut troubles };
+                told.push(format!("{}: {failure}", place.shown()));
             }
         }
-        if whole && troubles.is_empty() && missing.is_empty() {
+        let retry = !troubles.is_empty();
+        if whole && !retry && refused.is_empty() && missing.is_empty() {
             let wanted = objects.keys().map(Place::path).collect();
             self.prune(&key.name, &wanted).await?;
             self.done.lock().insert(key.name.clone(), mark.clone());
         }
-        for trouble in &troubles {
+        for trouble in refused.iter().chain(&troubles) {
             self.recorder.warning(Subject::of(&*blueprint), "ApplyFailed", trouble.clone());
         }
         troubles.extend(missing);
-        self.tell(&blueprint, mark.1, &troubles).await?;
+        self.tell(&blueprint, mark.1, &refused, &troubles).await?;
         if retry {
             return Err(Error::transient(format!("could not apply all workloads of {key}: {}", troubles.join("; "))));
         }
@@ -143,9 +144,10 @@ impl Workloads {
     }
 
     /// `status.workloads` of the Blueprint: the infrastructure loop writes the rest of the status.
-    async fn tell(&self, blueprint: &BlueprintObject, generation: i64, troubles: &[String]) -> Result<(), Error> {
-        let message = if troubles.is_empty() { format!("{} workloads", blueprint.spec.workloads.len()) } else { troubles.join("; ") };
-        let wanted = json!({"observedGeneration": generation, "applied": troubles.is_empty(), "message": message});
+    async fn tell(&self, blueprint: &BlueprintObject, generation: i64, refused: &[String], troubles: &[String]) -> Result<(), Error> {
+        let all = [refused, troubles].concat();
+        let message = if all.is_empty() { counted(blueprint.spec.workloads.len(), "workload") } else { all.join("; ") };
+        let wanted = json!({"observedGeneration": generation, "applied": all.is_empty(), "refused": refused, "message": message});
         if blueprint.status.as_ref().is_some_and(|status| status["workloads"] == wanted) {
             return Ok(());
         }
