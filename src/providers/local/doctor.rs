@@ -2,6 +2,7 @@
 
 use super::fabric;
 use super::layout;
+use crate::blueprint::counted;
 use crate::engine::Resource;
 use crate::error::{Error, Result};
 use crate::providers::resources::{LOAD_BALANCER, LoadBalancerSpec, MACHINE};
@@ -23,6 +24,8 @@ pub struct Finding {
     pub fix: String,
     /// Debian's name of what provides it.
     pub package: Option<String>,
+    /// Machines need it; anything else is advice.
+    pub required: bool,
 }
 
 /// Programs that machines and their bootstrap use, and their Debian packages.
@@ -76,11 +79,7 @@ pub fn check(resources: &[Resource]) -> Result<()> {
     if problems.is_empty() {
         return Ok(());
     }
-    let message = if problems.len() == 1 {
-        "could not use this host for machines: 1 problem".into()
-    } else {
-        format!("could not use this host for machines: {} problems", problems.len())
-    };
+    let message = format!("could not use this host for machines: {}", counted(problems.len(), "problem"));
     let list = problems.iter().map(|(problem, _)| problem.as_str()).collect::<Vec<_>>().join("; ");
     let error = Error::host(message).because(list);
     let mut fixes: Vec<String> = problems.into_iter().map(|(_, fix)| fix).filter(|fix| !fix.is_empty()).collect();
@@ -88,12 +87,12 @@ pub fn check(resources: &[Resource]) -> Result<()> {
     Err(fixes.into_iter().fold(error, Error::hint))
 }
 
-fn finding(what: &str, outcome: Result<String, (String, String)>) -> Finding {
+pub fn finding(what: &str, outcome: Result<String, (String, String)>) -> Finding {
     let (ok, detail, fix) = match outcome {
         Ok(detail) => (true, detail, String::new()),
         Err((detail, fix)) => (false, detail, fix),
     };
-    Finding { what: what.into(), ok, detail, fix, package: None }
+    Finding { what: what.into(), ok, detail, fix, package: None, required: true }
 }
 
 fn root() -> Finding {

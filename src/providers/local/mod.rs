@@ -38,7 +38,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use daemon::main as daemon_main;
-pub use doctor::{Finding, doctor};
+pub use doctor::{Finding, doctor, finding};
 pub use shim::main as shim_main;
 pub use sweep::leftovers;
 
