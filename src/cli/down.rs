@@ -3,7 +3,7 @@
 use super::progress::Progress;
 use super::session::Session;
 use super::state::{self, Named};
-use super::{logging, terminal};
+use super::{logging, terminal, up};
 use crate::blueprint::ProviderName;
 use crate::error::{Error, Kind, Result};
 use crate::providers::Settings;
@@ -40,7 +40,7 @@ pub async fn run(args: &Args) -> Result<ExitCode> {
     let look = world.look().await?;
     let mut progress = Progress::start();
     if !look.plan.is_empty() {
-        terminal::talk(format_args!("{}\n", look.plan));
+        terminal::talk(format_args!("{}\n", up::shown(&look.plan, None)));
         if !args.yes && !terminal::confirm(&format!("Take {name} away for good?"))? {
             return Err(Error::new(Kind::Interrupted, "could not go on: nobody agreed to the plan"));
         }

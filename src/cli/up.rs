@@ -16,11 +16,11 @@ use super::world::served::{Watch, until_answering, until_resolving, until_served
 use super::{logging, terminal};
 use crate::blueprint::load::Loaded;
 use crate::engine::handoff::Writer;
-use crate::engine::{Observed, plan::Plan};
+use crate::engine::{Observed, Verb, plan::Plan};
 use crate::error::{Error, Kind, Result};
 use crate::orchestrator::client::Client;
 use crate::providers::Settings;
-use crate::providers::resources::LOAD_BALANCER;
+use crate::providers::resources::{FILESYSTEM, LOAD_BALANCER};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -112,12 +112,16 @@ fn agree(plan: &Plan, price: Option<f64>, yes: bool) -> Result<bool> {
     Err(Error::new(Kind::Interrupted, "could not go on: nobody agreed to the plan"))
 }
 
-/// The plan, and what all that the blueprint wants costs together, where that is known.
+/// The plan, what cannot be had back after it, and what all that the blueprint wants costs together, where that is known.
 pub fn shown(plan: &Plan, price: Option<f64>) -> String {
-    match price {
-        Some(price) => format!("{plan}\nAll of it together: about ${price:.2} an hour at list prices."),
-        None => plan.to_string(),
+    let mut text = plan.to_string();
+    for lost in plan.actions.iter().filter(|action| action.verb == Verb::Delete && action.id.kind == FILESYSTEM) {
+        text += &format!("\n{} goes with everything that is stored in it.", lost.id);
     }
+    if let Some(price) = price {
+        text += &format!("\nAll of it together: about ${price:.2} an hour at list prices.");
+    }
+    text
 }
 
 fn interrupted() -> Error {
@@ -203,4 +207,33 @@ fn report(args: &Args, session: &Session, observed: &[Observed], progress: &Prog
         );
     }
     terminal::print(format_args!("kubectl --kubeconfig {} get pods -A\n", kubeconfig.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::plan::plan;
+    use crate::engine::{Id, Phase};
+
+    #[test]
+    fn a_plan_says_what_cannot_be_had_back() {
+        let there = |kind: &str| Observed {
+            id: Id::new(kind, "media"),
+            handle: "h".into(),
+            generation: 1,
+            phase: Phase::Ready,
+            spec: json!({}),
+            outputs: json!({}),
+            needs: Vec::new(),
+        };
+        let gone = plan(&[], &[there(FILESYSTEM), there(LOAD_BALANCER)], &Default::default());
+        let text = shown(&gone, Some(1.5));
+        assert!(
+            text.ends_with(
+                "\nfilesystem/media goes with everything that is stored in it.\nAll of it together: about $1.50 an hour at list prices."
+            ),
+            "{text}"
+        );
+        assert_eq!(text.matches("everything that is stored").count(), 1, "{text}");
+    }
 }
