@@ -1,6 +1,7 @@
 //! The menu, as one enum; one file per command. The composition roots (`up`, `server`, `agent`) are here too: only they may join rooms.
 
 mod agent;
+mod board;
 mod completions;
 mod demo;
 mod doctor;
@@ -57,7 +58,7 @@ enum Command {
     Kubeconfig(kubeconfig::Args),
     /// Open a shell on a machine, or run a command there
     Ssh(ssh::Args),
-    /// Say what this host lacks for the local provider
+    /// Say what this host lacks for the local provider and for kubectl
     Doctor(doctor::Args),
     /// Check a blueprint and everything it names; print every problem at once
     Validate(validate::Args),
