@@ -6,6 +6,7 @@ mod show;
 pub(crate) mod tests;
 
 pub use compare::difference;
+pub use show::beside;
 
 use super::{Action, HOST, Id, Key, MACHINE, Observed, Phase, Resource, Verb};
 use serde::{Deserialize, Serialize};

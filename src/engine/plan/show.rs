@@ -61,8 +61,7 @@ impl fmt::Display for Plan {
         let ids = widest(&|line| line.action.id.to_string().len());
         let margin = marks + ids + 3;
         for line in &lines {
-            let words = wrap(&line.words(), COLUMNS.saturating_sub(margin).max(LEAST)).join(&format!("\n{:margin$}", ""));
-            let text = format!("{:marks$} {:ids$}  {words}", line.mark, line.action.id.to_string());
+            let text = format!("{:marks$} {:ids$}  {}", line.mark, line.action.id.to_string(), beside(margin, &line.words()));
             writeln!(out, "{}", text.trim_end())?;
         }
         if !lines.is_empty() {
@@ -82,6 +81,11 @@ impl Line<'_> {
             (false, false) => format!("{summary} ({reason})"),
         }
     }
+}
+
+/// Words that begin after a margin, and go on below themselves.
+pub fn beside(margin: usize, text: &str) -> String {
+    wrap(text, COLUMNS.saturating_sub(margin).max(LEAST)).join(&format!("\n{:margin$}", ""))
 }
 
 /// Nothing is left out: a rule or a price that was cut off is the one that somebody wanted to read.
