@@ -22,6 +22,8 @@ fn the_command_line_says_what_people_need() {
     let up = json(&run(&story, &["up", file, "--yes", "-o", "json"], 0).stdout);
     what_a_cluster_is_asked(&story, &up);
     a_workload_that_cannot_run_is_named(&story, file);
+    a_workload_that_is_refused_ends_the_wait(&story, file);
+    a_machine_that_is_away_is_missed(&story);
 
     let cluster = story.cluster();
     let down = run(&story, &["down", &story.name, "--yes"], 0);
@@ -59,10 +61,12 @@ fn the_first_interrupt_finishes_what_is_begun_and_the_next_up_goes_on() {
 }
 
 fn what_is_said_before_the_first_cluster(story: &Story) {
-    every_mistake_is_shown_with_its_place(story);
+    let broken = every_mistake_is_shown_with_its_place(story);
     let example = story.example();
+    nothing_is_half_said_in_json(story, &example, &broken);
     let valid = run(story, &["validate", word(&example)], 0);
-    assert!(valid.stdout.contains(&format!("is valid: cluster {}, 3 machines", story.name)), "{valid:?}");
+    let words = format!("is valid: cluster {}, 3 machines, 1 load balancer, 1 filesystem, ", story.name);
+    assert!(valid.stdout.contains(&words), "{valid:?}");
 
     let schema = json(&run(story, &["schema"], 0).stdout);
     for field in ["apiVersion", "kind", "metadata", "spec"] {
@@ -80,24 +84,55 @@ fn what_is_said_before_the_first_cluster(story: &Story) {
     assert!(refused.stdout.is_empty() && refused.stderr.contains("hint: for instance `bad-name`"), "{refused:?}");
 
     let completions = run(story, &["completions", "bash"], 0).stdout;
-    assert!(completions.contains("complete -F _kprov"), "{completions}");
+    assert!(completions.contains("complete -F _kprov") && completions.contains("kubeconfig"), "{completions}");
+    assert!(!completions.contains("agent") && !completions.contains("server"), "what machines run is nobody's to type: {completions}");
     let script = story.write("completions.bash", &completions);
     assert!(Command::new("bash").arg("-n").arg(script).status().expect("bash starts").success());
 
     let doctor = run(story, &["doctor"], 0).stdout;
     assert!(doctor.contains("sshd: ") && doctor.lines().all(|line| line.starts_with("✓ ")), "{doctor}");
+    let without = story.command().env("PATH", "/nowhere").arg("doctor").output().expect("kprov starts");
+    let said = text(&without);
+    assert!(said.contains("! kubectl: not installed\n  hint: apt-get install kubernetes-client"), "{said}");
+    assert_eq!(without.status.code(), Some(0), "kprov does without kubectl: {said}");
     let findings = json(&run(story, &["doctor", "-o", "json"], 0).stdout);
     assert_eq!(findings.as_array().map(Vec::len), Some(doctor.lines().count()), "{findings}");
 
     let refused = run(story, &["up", word(&example)], 1);
     assert!(refused.stderr.contains("Plan: 10 to create") && refused.stderr.contains("hint: add --yes"), "{refused:?}");
     assert!(refused.stderr.lines().take_while(|line| !line.is_empty()).all(|line| line.chars().count() <= 80), "{refused:?}");
-    assert!(listed(story).is_none_or(|listed| listed["exists"] == false), "nobody agreed, and yet it exists");
+    run(story, &["plan", word(&example), "--exit-code"], 2);
+    assert!(listed(story).is_none(), "nobody agreed, and yet it is remembered");
+    assert!(!story.kubeconfig().parent().expect("a folder").exists(), "nobody agreed, and yet something stays");
     assert!(run(story, &["down", "no-such-cluster"], 1).stderr.contains("hint: kprov list shows the clusters"));
     assert!(run(story, &["status", "no-such-cluster"], 1).stderr.contains("could not find cluster no-such-cluster"));
 }
 
-fn every_mistake_is_shown_with_its_place(story: &Story) {
+/// With `-o json`, stdout is one whole document or nothing; what went wrong is told on stderr and by the exit code.
+fn nothing_is_half_said_in_json(story: &Story, example: &Path, broken: &Path) {
+    let (example, broken) = (word(example), word(broken));
+    let failing = [
+        ["up", example],
+        ["up", broken],
+        ["plan", broken],
+        ["down", broken],
+        ["status", "no-such-cluster"],
+        ["down", "no-such-cluster"],
+        ["plan", "no-such-file.yaml"],
+    ];
+    for arguments in failing {
+        let refused = run(story, &[&arguments[..], &["-o", "json"]].concat(), 1);
+        assert!(refused.stdout.is_empty() && refused.stderr.contains("error: "), "{arguments:?}: {refused:?}");
+    }
+    // Who cannot be asked takes nothing from the list of those who can.
+    let nobody = [("AWS_ENDPOINT_URL", "http://127.0.0.1:9"), ("AWS_REGION", "eu-west-1"), ("AWS_MAX_ATTEMPTS", "1")];
+    let keys = [("AWS_ACCESS_KEY_ID", "none"), ("AWS_SECRET_ACCESS_KEY", "none")];
+    let list = story.command().args(["list", "--provider", "aws", "-o", "json"]).envs(nobody).envs(keys).output().expect("kprov starts");
+    assert!(!list.status.success() && String::from_utf8_lossy(&list.stderr).contains("error: could not ask aws"), "{}", text(&list));
+    assert!(json(&String::from_utf8_lossy(&list.stdout)).is_array());
+}
+
+fn every_mistake_is_shown_with_its_place(story: &Story) -> PathBuf {
     let broken = story.write(
         "broken.yaml",
         "apiVersion: kprov.dev/v1
@@ -139,6 +174,7 @@ spec:
     let places: Vec<_> =
         answer["problems"].as_array().into_iter().flatten().map(|one| (one["line"].as_u64(), one["column"].as_u64())).collect();
     assert_eq!(places, [(3, 18), (5, 13), (7, 51), (8, 46), (9, 15)].map(|(line, column)| (Some(line), Some(column))), "{answer}");
+    broken
 }
 
 /// `up` is what the command said in JSON.
@@ -180,12 +216,42 @@ fn a_workload_that_cannot_run_is_named(story: &Story, file: &str) {
     assert!(status.starts_with(&format!("{}: not as wanted yet ", story.name)), "{status}");
     assert!(status.contains("waiting for deployment/shop/web: ") && status.contains("ErrImageNeverPull"), "{status}");
 
+    let logs = story.kubectl(&["logs", "-n", "shop", "-l", "app=web", "-c", "web"]);
+    assert!(text(&logs).contains("is waiting to start: ErrImageNeverPull"), "{}", text(&logs));
+
     let begun = Instant::now();
     let late = run(story, &["up", file, "--yes", "--timeout", "2"], 5).stderr;
     assert!(begun.elapsed() < Duration::from_secs(10), "{:?} for a timeout of 2 s", begun.elapsed());
     let error = late.split_once("error: could not see everything served in time; still waiting for:\n").map(|(_, error)| error);
     assert!(error.is_some_and(|error| error.starts_with("  deployment/shop/web: ")), "{late}");
     assert!(late.contains("hint: kprov status shows what it waits for"), "{late}");
+}
+
+/// What the API will never take is no reason to wait for ten minutes.
+fn a_workload_that_is_refused_ends_the_wait(story: &Story, file: &str) {
+    let manifest = std::fs::read_to_string(story.path("web.yaml")).expect("web.yaml");
+    let refused = manifest.replace("matchLabels: {app: web}", "matchLabels: {app: other}");
+    assert!(refused.contains("{app: other}"), "the example has changed: {refused}");
+    story.write("web.yaml", &refused);
+    let said = run(story, &["up", file, "--yes", "-o", "json"], 1);
+    assert!(said.stdout.is_empty(), "{said:?}");
+    assert!(said.stderr.contains("error: could not apply all workloads; the API refuses:\n  deployment/shop/web: "), "{said:?}");
+    assert!(said.stderr.contains("hint: change these manifests and run kprov up again"), "{said:?}");
+    // What is served is served still, and the next version is taken.
+    story.example();
+    run(story, &["up", file, "--yes"], 0);
+}
+
+/// The blueprint wants more than there is: as long as it is so, `status` says which and why.
+fn a_machine_that_is_away_is_missed(story: &Story) {
+    let more = r#"[{"op": "replace", "path": "/spec/machines/1/count", "value": 3}]"#;
+    story.kubectl_ok(&["patch", "blueprint", &story.name, "--type=json", "-p", more]);
+    let status = text(&story.kprov(&["status", &story.name]));
+    let is_missed = |line: &str| line.contains("machine/worker-3 ") && line.contains(" missing: the loop ");
+    let is_there = |line: &str| line.contains("machine/worker-3 ") && (line.ends_with(" pending") || line.ends_with(" ready"));
+    assert!(status.starts_with(&format!("{}: not as wanted yet ", story.name)), "{status}");
+    assert!(status.lines().any(|line| is_missed(line) || is_there(line)), "{status}");
+    assert!(status.lines().all(|line| line.chars().count() <= 80), "{status}");
 }
 
 #[derive(Debug)]
