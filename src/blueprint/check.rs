@@ -35,6 +35,7 @@ pub fn meaning(blueprint: &Node, objects: &[Object], report: &mut dyn Report) {
     load_balancers(spec, objects, report);
     filesystems(spec, report);
     super::hosts::ssh(spec, report);
+    super::aws::aws(spec, report);
 }
 
 /// What is allowed but deserves a word.

@@ -178,7 +178,7 @@ fn is_address(text: &str) -> bool {
     made_of(text, "-._:")
 }
 
-fn is_user(text: &str) -> bool {
+pub(super) fn is_user(text: &str) -> bool {
     made_of(text, "-_.")
 }
 

@@ -1,5 +1,6 @@
 //! Blueprint text -> schema -> defaults -> check -> what is desired. Pure: the one file read is done by the caller's loader.
 
+pub mod aws;
 pub mod check;
 pub mod diagnostic;
 pub mod hosts;

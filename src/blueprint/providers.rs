@@ -42,12 +42,47 @@ pub struct Aws {
     /// e.g. eu-west-1; instead of the blueprint's location.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub region: Option<String>,
+    /// A network that is there already, instead of one of the cluster's own: vpc-...; together with `subnets`. It is left as it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vpc: Option<String>,
+    /// Where in `vpc` machines and load balancers are: subnet-..., one in each zone that is used. All lead to an internet gateway, or all
+    /// lead out another way; then machines and load balancers have addresses of the network only.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub subnets: Vec<String>,
+    /// What new machines boot: debian-12 (unless said otherwise), ubuntu-24.04, an ami-..., or `<owner>/<pattern of names>`, of which the
+    /// newest is taken; `{arch}` in it is amd64 or arm64.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// Who logs in to an image of your own, with sudo; that of Debian's, Ubuntu's and Amazon's images is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
     /// Instead of the size's own choice, by machine group: an instance type, e.g. m7i.large.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub instance_types: BTreeMap<String, String>,
-    /// One address for all services: an emulator's, or a private endpoint's.
+    /// One address for all services: an emulator's, or a private endpoint's; else the environment's and the configuration files'.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<String>,
+    /// The same for single services.
+    #[serde(skip_serializing_if = "is_default")]
+    pub endpoints: AwsEndpoints,
+}
+
+/// Addresses of AWS's services that differ from AWS's own.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct AwsEndpoints {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ec2: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub elastic_load_balancing: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub efs: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub iam: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ssm: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sts: Option<String>,
 }
 
 /// Google Cloud. Credentials come from where every Google tool finds them.

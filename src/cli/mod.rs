@@ -128,7 +128,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Init(args) => init::run(&args)?,
         Command::Completions(args) => completions::run(&args)?,
         #[cfg(feature = "aws")]
-        Command::Iam(args) => iam::run(&args)?,
+        Command::Iam(args) => return iam::run(&args),
         Command::Image(args) => image::run(&args)?,
         Command::Resolve(args) => resolve::run(&args)?,
         Command::Server(args) => {

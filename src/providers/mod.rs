@@ -200,6 +200,9 @@ pub enum Fabric {
 }
 
 pub const VXLAN_PORT: u16 = 8472;
+/// Addresses of pods and services: no network that machines are in may have them.
+pub const POD_NETWORK: &str = "10.244.0.0/16";
+pub const SERVICE_NETWORK: &str = "10.96.0.0/16";
 /// Of every machine that is a node: `GET /healthz` answers 200 while it serves what load balancers send, at its own addresses and at
 /// those of load balancers that deliver with their own address.
 pub const HEALTH_PORT: u16 = 10256;

@@ -59,7 +59,7 @@ fn conformance_inside() {
 }
 
 /// `up` of this blueprint stops, says all of `parts`, and nothing was made.
-fn check_stopped(rig: &Aws, operator: &Operator, file: &str, parts: &[&str]) {
+pub fn check_stopped(rig: &Aws, operator: &Operator, file: &str, parts: &[&str]) {
     let before = rig.dump();
     let stopped = operator.kprov(&["up", file, "--yes"]);
     let said = text(&stopped);

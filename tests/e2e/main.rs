@@ -3,6 +3,7 @@
 mod api_kubectl;
 mod aws;
 mod aws_cluster;
+mod aws_given;
 mod aws_kills;
 mod aws_scale;
 mod bad_luck;

@@ -302,5 +302,6 @@ mod tests {
     #[test]
     fn what_providers_let_through_is_what_nodes_use() {
         assert_eq!((providers::VXLAN_PORT, providers::HEALTH_PORT), (config::VXLAN_PORT, config::HEALTH_PORT));
+        assert_eq!((providers::POD_NETWORK, providers::SERVICE_NETWORK), (config::POD_CIDR, config::SERVICE_CIDR));
     }
 }

@@ -1,34 +1,91 @@
-//! What the region has: zones, instance types in them, the newest Debian image. Asked once per set of types.
+//! What the region has: zones, instance types in them, images, the network that is given. Asked once per question.
 
 use super::Aws;
 use super::failure::OrFailure;
-use super::resources::{Catalog, ZONES};
-use super::sizes;
+use super::given::{self, Facts, Given};
+use super::images::{self, Image, Search};
+use super::names::GROUP;
+use super::resources::{self, Catalog, ZONES};
+use super::{check, sizes};
+use crate::blueprint::Blueprint;
+use crate::blueprint::providers::Aws as Section;
 use crate::error::{Error, Result};
-use aws_sdk_ec2::types::{Filter, LocationType};
+use crate::providers::resources::NETWORK;
+use aws_sdk_ec2::types::{Filter, LocationType, VpcAttributeName};
 use std::collections::{BTreeMap, BTreeSet};
-
-/// Debian's own account.
-const DEBIAN: &str = "136693071363";
 
 pub fn filter(name: &str, values: impl IntoIterator<Item = impl Into<String>>) -> Filter {
     values.into_iter().fold(Filter::builder().name(name), |filter, value| filter.values(value)).build()
 }
 
 impl Aws {
-    pub(super) async fn catalog(&self, types: &BTreeSet<String>) -> Result<Catalog> {
-        if let Some(known) = self.catalogs.lock().get(types) {
+    pub(super) async fn catalog(&self, blueprint: &Blueprint) -> Result<Catalog> {
+        let section = &blueprint.spec.providers.aws;
+        let types: BTreeSet<String> = resources::types(blueprint)?.into_values().collect();
+        let names = !blueprint.spec.filesystems.is_empty();
+        let question = format!("{types:?} {:?} {:?} {:?} {:?} {names}", section.image, section.user, section.vpc, section.subnets);
+        if let Some(known) = self.catalogs.lock().get(&question) {
             return Ok(known.clone());
         }
-        let zones = self.zones().await?;
-        let offered = self.offered(types, &zones).await?;
+        let given = self.given(section, names).await?;
+        let zones = match &given {
+            Some(given) => given.subnets.keys().cloned().collect(),
+            None => self.zones().await?,
+        };
+        let offered = self.offered(&types, &zones).await?;
         let mut images = BTreeMap::new();
         for architecture in types.iter().map(|kind| sizes::architecture(kind)).collect::<BTreeSet<_>>() {
-            images.extend(self.image(architecture).await?.map(|image| (architecture.to_string(), image)));
+            images.extend(self.image(section, architecture).await?.map(|image| (architecture.to_string(), image)));
         }
-        let catalog = Catalog { zones, offered, images };
-        self.catalogs.lock().insert(types.clone(), catalog.clone());
+        let catalog = Catalog { zones, offered, images, given };
+        self.catalogs.lock().insert(question, catalog.clone());
         Ok(catalog)
+    }
+
+    /// The network that the blueprint names. `names`: somebody will ask its DNS for filesystems.
+    async fn given(&self, section: &Section, names: bool) -> Result<Option<Given>> {
+        let Some(vpc) = &section.vpc else { return Ok(None) };
+        let ec2 = &self.clients.ec2;
+        let of_vpc = || filter("vpc-id", [vpc]);
+        let subnets = ec2.describe_subnets().filters(filter("subnet-id", section.subnets.iter().cloned()));
+        let (vpcs, subnets, tables) = futures::join!(
+            ec2.describe_vpcs().filters(of_vpc()).send(),
+            subnets.send(),
+            ec2.describe_route_tables().filters(of_vpc()).send(),
+        );
+        let vpcs = vpcs.or_failure("look for the given network")?.vpcs.unwrap_or_default();
+        let mut facts = Facts {
+            vpc: vpcs.into_iter().next(),
+            subnets: subnets.or_failure("look for the given subnets")?.subnets.unwrap_or_default(),
+            tables: tables.or_failure("look for the given network's routes")?.route_tables.unwrap_or_default(),
+            names: None,
+        };
+        if names && facts.vpc.is_some() {
+            facts.names = Some(self.answers_names(vpc).await?);
+        }
+        match given::judge(section, &facts) {
+            Ok(given) => Ok(Some(given)),
+            Err(problems) => check::together(problems).map(|()| None),
+        }
+    }
+
+    async fn answers_names(&self, vpc: &str) -> Result<bool> {
+        let ask = |attribute| self.clients.ec2.describe_vpc_attribute().vpc_id(vpc).attribute(attribute).send();
+        let (hostnames, support) = futures::join!(ask(VpcAttributeName::EnableDnsHostnames), ask(VpcAttributeName::EnableDnsSupport));
+        let what = "read the given network's attributes";
+        let hostnames = hostnames.or_failure(what)?.enable_dns_hostnames().and_then(|one| one.value()).unwrap_or_default();
+        let support = support.or_failure(what)?.enable_dns_support().and_then(|one| one.value()).unwrap_or_default();
+        Ok(hostnames && support)
+    }
+
+    /// Refuses a blueprint that would move the cluster to another network.
+    pub(super) async fn stays(&self, catalog: &Catalog) -> Result<()> {
+        let groups = self.look(GROUP).await?;
+        if groups.is_empty() {
+            return Ok(());
+        }
+        let networks = self.look(NETWORK).await?;
+        given::moved(catalog.given.as_ref(), &groups, &networks).map_or(Ok(()), Err)
     }
 
     async fn zones(&self) -> Result<Vec<String>> {
@@ -58,15 +115,23 @@ impl Aws {
     }
 
     /// The newest; a running machine's older one is no difference.
-    async fn image(&self, architecture: &str) -> Result<Option<(String, String)>> {
-        let filters = vec![
-            filter("name", [format!("debian-12-{}-*", if architecture == "arm64" { "arm64" } else { "amd64" })]),
-            filter("architecture", [architecture]),
-            filter("state", ["available"]),
-        ];
-        let asked = self.clients.ec2.describe_images().owners(DEBIAN).set_filters(Some(filters)).send().await;
-        let answer = asked.or_failure("look for Debian's image")?;
+    async fn image(&self, section: &Section, architecture: &str) -> Result<Option<Image>> {
+        let asked = self.clients.ec2.describe_images().filters(filter("architecture", [architecture]));
+        let asked = asked.filters(filter("state", ["available"]));
+        let asked = match images::search(images::wanted(section), architecture) {
+            // By a filter: an id that is not there is an empty answer, not a refusal.
+            Search::Id(id) => asked.filters(filter("image-id", [id])),
+            Search::Named { owner, pattern } => asked.owners(owner).filters(filter("name", [pattern])),
+        };
+        let answer = asked.send().await.or_failure("look for an image")?;
         let newest = answer.images().iter().max_by_key(|image| (image.creation_date(), image.image_id()));
-        Ok(newest.and_then(|image| Some((image.image_id()?.to_string(), image.name()?.to_string()))))
+        let Some(newest) = newest else { return Ok(None) };
+        let text = |value: Option<&str>| value.unwrap_or_default().to_string();
+        let (id, name) = (text(newest.image_id()), text(newest.name()));
+        let user = images::user(section, [newest.owner_id(), newest.image_owner_alias()]).ok_or_else(|| {
+            Error::input(format!("could not tell who logs in to {id} ({name})"))
+                .hint("say it in spec.providers.aws.user: who may use sudo without a password there")
+        })?;
+        Ok(Some(Image { id, name, root_device: text(newest.root_device_name()), user }))
     }
 }

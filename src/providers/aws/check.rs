@@ -3,13 +3,15 @@
 use super::Aws;
 use super::clients::ec2_tags;
 use super::failure::{OrFailure, failure};
-use super::names::{GROUP, MACHINES};
+use super::names::{GROUP, KEY_PAIR, MACHINES, MAIN, plain};
+use super::sizes::{self, OURS};
 use crate::engine::{Id, Resource};
 use crate::error::{Error, Kind, Result};
 use crate::providers::ownership;
-use crate::providers::resources::MACHINE;
+use crate::providers::resources::{MACHINE, NETWORK};
 use aws_sdk_ec2::config::http::HttpResponse;
 use aws_sdk_ec2::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_ec2::primitives::Blob;
 use aws_sdk_ec2::types::{InstanceType, ResourceType, TagSpecification};
 use serde_json::Value;
 
@@ -31,26 +33,51 @@ impl Aws {
         let tags = |kind: ResourceType| {
             TagSpecification::builder().resource_type(kind).set_tags(Some(ec2_tags(&ownership::owner(&self.cluster)))).build()
         };
-        let vpc = ec2.create_vpc().cidr_block("10.42.0.0/16").tag_specifications(tags(ResourceType::Vpc)).dry_run(true);
-        let gateway = ec2.create_internet_gateway().tag_specifications(tags(ResourceType::InternetGateway)).dry_run(true);
-        let (vpc, gateway) = futures::join!(vpc.send(), gateway.send());
-        let mut found: Vec<Error> =
-            [denial("make a network", vpc), denial("make an internet gateway", gateway)].into_iter().flatten().collect();
+        let wished = |kind: &str| resources.iter().find(|wish| wish.id.kind == kind);
+        let mut found = Vec::new();
+        if wished(NETWORK).is_some() {
+            let vpc = ec2.create_vpc().cidr_block("10.42.0.0/16").tag_specifications(tags(ResourceType::Vpc)).dry_run(true);
+            let gateway = ec2.create_internet_gateway().tag_specifications(tags(ResourceType::InternetGateway)).dry_run(true);
+            let (vpc, gateway) = futures::join!(vpc.send(), gateway.send());
+            found.extend([denial("make a network", vpc), denial("make an internet gateway", gateway)].into_iter().flatten());
+        }
+        // Only in a network that is there: without one, the question would be about the account's default network.
+        if let Some(vpc) = wished(GROUP).and_then(|group| group.spec["vpc"].as_str()) {
+            let asked = ec2.create_security_group().vpc_id(vpc).group_name(plain(&self.cluster, MACHINES)).description("kprov");
+            found.extend(denial(
+                "make a security group",
+                asked.tag_specifications(tags(ResourceType::SecurityGroup)).dry_run(true).send().await,
+            ));
+        }
+        if let Some(key) = wished(KEY_PAIR).and_then(|pair| pair.spec["publicKey"].as_str()) {
+            let asked = ec2.import_key_pair().key_name(plain(&self.cluster, MAIN)).public_key_material(Blob::new(key));
+            found.extend(denial("import the SSH key", asked.tag_specifications(tags(ResourceType::KeyPair)).dry_run(true).send().await));
+        }
         for machine in kinds_of_machines(resources) {
             let text = |field: &str| machine[field].as_str().unwrap_or_default();
             let asked = ec2.run_instances().min_count(1).max_count(1).dry_run(true).image_id(text("image"));
-            let asked = asked.instance_type(InstanceType::from(text("instanceType"))).tag_specifications(tags(ResourceType::Instance));
-            found.extend(denial("start a machine", asked.tag_specifications(tags(ResourceType::Volume)).send().await));
+            let asked =
+                asked.instance_type(InstanceType::from(text("instanceType"))).set_subnet_id(machine["subnet"].as_str().map(String::from));
+            let asked = asked.tag_specifications(tags(ResourceType::Instance)).tag_specifications(tags(ResourceType::Volume));
+            found.extend(denial("start a machine", asked.send().await).filter(|error| !is_elsewhere(error, text("subnet"))));
         }
         found
     }
 }
 
-/// One machine of each type and image.
+/// A question that names no group, and no subnet where none is given, is about the account's default ones: what forbids those is nothing
+/// to us.
+fn is_elsewhere(error: &Error, subnet: &str) -> bool {
+    let said = error.chain();
+    let about = |kind: &str| said.contains(&format!(":{kind}/"));
+    about("security-group") || about("subnet") && (subnet.is_empty() || !said.contains(subnet))
+}
+
+/// One machine of each type, image and subnet.
 fn kinds_of_machines(resources: &[Resource]) -> Vec<&Value> {
     let machines = resources.iter().filter(|resource| resource.id.kind == MACHINE).map(|machine| &machine.spec);
     let mut kinds: Vec<&Value> = machines.collect();
-    let key = |spec: &&Value| (spec["instanceType"].to_string(), spec["image"].to_string());
+    let key = |spec: &&Value| ["instanceType", "image", "subnet"].map(|field| spec[field].to_string());
     kinds.sort_by_key(key);
     kinds.dedup_by_key(|spec| key(spec));
     kinds
@@ -79,12 +106,14 @@ fn closed(resources: &[Resource]) -> Option<Error> {
 /// kprov uploads itself: its own program must run there.
 fn foreign_processors(resources: &[Resource]) -> Option<Error> {
     let kinds = resources.iter().filter(|resource| resource.id.kind == MACHINE).filter_map(|machine| machine.spec["instanceType"].as_str());
-    let ours = if std::env::consts::ARCH == "aarch64" { "arm64" } else { "x86_64" };
-    let other = kinds.map(|kind| (kind, super::sizes::architecture(kind))).find(|(_, architecture)| *architecture != ours)?;
-    Some(Error::input(format!("could not use {}: it is {}, and this kprov is built for {ours}", other.0, other.1)))
+    let (kind, its) = kinds.map(|kind| (kind, sizes::architecture(kind))).find(|(_, architecture)| *architecture != OURS)?;
+    Some(
+        Error::input(format!("could not use {kind}: it is {its}, and this kprov is built for {OURS}"))
+            .hint(format!("name a type of {OURS} in spec.providers.aws.instanceTypes, or run a kprov that is built for {its}")),
+    )
 }
 
-fn together(problems: Vec<Error>) -> Result<()> {
+pub(super) fn together(problems: Vec<Error>) -> Result<()> {
     let mut problems = problems.into_iter();
     let Some(first) = problems.next() else { return Ok(()) };
     let rest: Vec<Error> = problems.collect();
@@ -108,14 +137,19 @@ mod tests {
     }
 
     #[test]
+    fn what_forbids_the_accounts_default_network_is_nothing_to_us() {
+        let denied = |what: &str| {
+            Error::provider("could not start a machine").because(format!("not authorized ... on resource: arn:aws:ec2:eu-west-1:1:{what}"))
+        };
+        assert!(is_elsewhere(&denied("subnet/subnet-d"), "") && is_elsewhere(&denied("security-group/sg-d"), "subnet-1"));
+        assert!(!is_elsewhere(&denied("instance/*"), "") && !is_elsewhere(&denied("subnet/subnet-1"), "subnet-1"));
+    }
+
+    #[test]
     fn a_closed_door_and_a_foreign_processor_are_said_together() {
         let resources = [
             resource(GROUP, MACHINES, json!({"rules": ["all from machines"]})),
-            resource(
-                MACHINE,
-                "worker-1",
-                json!({"instanceType": if std::env::consts::ARCH == "aarch64" { "m7i.large" } else { "m7g.large" }}),
-            ),
+            resource(MACHINE, "worker-1", json!({"instanceType": if OURS == "arm64" { "m7i.large" } else { "m7g.large" }})),
         ];
         let problems: Vec<Error> = closed(&resources).into_iter().chain(foreign_processors(&resources)).collect();
         assert_eq!(problems.len(), 2);

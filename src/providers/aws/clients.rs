@@ -1,10 +1,12 @@
 //! The SDK's clients, with the usual credentials, and tags in each service's own type.
 
 use super::settings::Settings;
+use crate::blueprint::providers::AwsEndpoints;
 use crate::error::{Error, Result};
 use aws_config::retry::RetryConfig;
 use aws_config::timeout::TimeoutConfig;
-use aws_config::{BehaviorVersion, Region};
+use aws_config::{BehaviorVersion, Region, SdkConfig};
+use aws_types::service_config::ServiceConfigKey;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -16,6 +18,8 @@ const ANSWER: Duration = Duration::from_secs(20);
 
 pub struct Clients {
     pub region: String,
+    /// Those that are called, wherever they were said.
+    pub endpoints: AwsEndpoints,
     pub ec2: aws_sdk_ec2::Client,
     pub elb: aws_sdk_elasticloadbalancingv2::Client,
     pub efs: aws_sdk_efs::Client,
@@ -32,24 +36,47 @@ impl Clients {
         if let Some(region) = &settings.region {
             loader = loader.region(Region::new(region.clone()));
         }
-        if let Some(endpoint) = &settings.endpoint {
-            loader = loader.endpoint_url(endpoint);
-        }
         let config = loader.load().await;
         let region = config.region().map(ToString::to_string).ok_or_else(|| {
             Error::input("could not tell which AWS region is meant")
                 .hint("write spec.location (e.g. eu-west) or spec.providers.aws.region, or set AWS_REGION")
         })?;
+        let said = &settings.endpoints;
+        let of = |said: &Option<String>, service: &str| said.clone().or_else(|| configured(&config, service));
+        let endpoints = AwsEndpoints {
+            ec2: of(&said.ec2, "EC2"),
+            elastic_load_balancing: of(&said.elastic_load_balancing, "Elastic Load Balancing v2"),
+            efs: of(&said.efs, "EFS"),
+            iam: of(&said.iam, "IAM"),
+            ssm: of(&said.ssm, "SSM"),
+            sts: of(&said.sts, "STS"),
+        };
+        /// The SDK's client of one service at its endpoint.
+        macro_rules! client {
+            ($sdk:ident, $endpoint:ident) => {{
+                let mut own = $sdk::config::Builder::from(&config);
+                own.set_endpoint_url(endpoints.$endpoint.clone());
+                $sdk::Client::from_conf(own.build())
+            }};
+        }
         Ok(Clients {
             region,
-            ec2: aws_sdk_ec2::Client::new(&config),
-            elb: aws_sdk_elasticloadbalancingv2::Client::new(&config),
-            efs: aws_sdk_efs::Client::new(&config),
-            iam: aws_sdk_iam::Client::new(&config),
-            ssm: aws_sdk_ssm::Client::new(&config),
-            sts: aws_sdk_sts::Client::new(&config),
+            ec2: client!(aws_sdk_ec2, ec2),
+            elb: client!(aws_sdk_elasticloadbalancingv2, elastic_load_balancing),
+            efs: client!(aws_sdk_efs, efs),
+            iam: client!(aws_sdk_iam, iam),
+            ssm: client!(aws_sdk_ssm, ssm),
+            sts: client!(aws_sdk_sts, sts),
+            endpoints,
         })
     }
+}
+
+/// As every SDK reads it, by the service's id: AWS_ENDPOINT_URL_EC2 and the profile's service section, then AWS_ENDPOINT_URL and the
+/// profile. Read here since the loop inside must call the same, and has neither.
+fn configured(config: &SdkConfig, service: &str) -> Option<String> {
+    let key = ServiceConfigKey::builder().service_id(service).env("AWS_ENDPOINT_URL").profile("endpoint_url").build().ok()?;
+    config.service_config().and_then(|found| found.load_config(key)).or_else(|| config.endpoint_url().map(String::from))
 }
 
 /// Tags in a service's own type, from names and values.

@@ -86,11 +86,13 @@ fn classify(code: &str, message: &str, status: u16) -> (Kind, &'static str) {
         _ if has(&["InsufficientInstanceCapacity", "InsufficientCapacity", "Unsupported"]) => {
             (Kind::Provider, "name another type in spec.providers.aws.instanceTypes, or another region; or try again later")
         }
-        _ if has(&["InvalidAMIID", "InvalidInstanceType"]) => (Kind::Provider, "spec.providers.aws.instanceTypes and the region decide"),
+        _ if has(&["InvalidAMIID", "InvalidInstanceType"]) => {
+            (Kind::Provider, "spec.providers.aws.image, spec.providers.aws.instanceTypes and the region decide")
+        }
         _ if status >= 500 || status == 429 || PASSING.contains(&code) || is_young_profile(message) => (Kind::Transient, ""),
         _ if has(&["NotFound", "NoSuchEntity"]) => (Kind::Transient, ""),
         _ if has(&["AccessDenied", "UnauthorizedOperation"]) => {
-            (Kind::Provider, "kprov iam aws prints the policy that kprov needs; the message names what is missing")
+            (Kind::Provider, "kprov iam aws FILE prints the policy that kprov needs; the message names what is missing")
         }
         _ if has(&["AuthFailure", "ExpiredToken", "RequestExpired", "InvalidClientTokenId", "UnrecognizedClient", "Signature"]) => {
             (Kind::Provider, "the credentials are wrong or expired, or this host's clock is; or the account has not enabled the region")

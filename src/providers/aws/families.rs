@@ -3,7 +3,7 @@
 use super::Aws;
 use super::clients::{ec2_tags, efs_tags, elb_tags, iam_tags, ssm_tags};
 use super::failure::{OrFailure, failure, is_young_profile};
-use super::machines::{DISK, GROUP_TAG, ROLE_TAG};
+use super::machines::{DISK, GROUP_TAG, ROLE_TAG, USER_TAG};
 use super::names::*;
 use super::sizes::disk_gib;
 use crate::engine::{Observed, Phase, Request, Verb};
@@ -18,7 +18,7 @@ use aws_sdk_ec2::types::{
     ResourceType, TagSpecification, UserIdGroupPair, VolumeType,
 };
 use aws_sdk_elasticloadbalancingv2::types::{
-    Action, ActionTypeEnum, LoadBalancerTypeEnum, ProtocolEnum, TargetDescription, TargetTypeEnum,
+    Action, ActionTypeEnum, LoadBalancerSchemeEnum, LoadBalancerTypeEnum, ProtocolEnum, TargetDescription, TargetTypeEnum,
 };
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -145,7 +145,13 @@ impl Aws {
             _ => {
                 let asked = self.clients.elb.create_load_balancer().name(name(&self.cluster, &request.id, request.generation));
                 let subnets: Vec<String> = map(&refs["subnets"]).into_values().collect();
-                let asked = asked.r#type(LoadBalancerTypeEnum::Network).set_subnets(Some(subnets)).security_groups(text(refs, "group"));
+                let scheme =
+                    if spec["internal"] == true { LoadBalancerSchemeEnum::Internal } else { LoadBalancerSchemeEnum::InternetFacing };
+                let asked = asked
+                    .r#type(LoadBalancerTypeEnum::Network)
+                    .scheme(scheme)
+                    .set_subnets(Some(subnets))
+                    .security_groups(text(refs, "group"));
                 let sent = asked.set_tags(Some(elb_tags(&self.tags_of(request)))).send().await.or_failure("make a load balancer")?;
                 made(sent.load_balancers().first().and_then(|one| one.load_balancer_arn()), "load balancer")
             }
@@ -171,11 +177,10 @@ impl Aws {
         let (spec, refs) = (&request.body["spec"], &request.body["refs"]);
         let disk_bytes = spec["diskBytes"].as_u64().unwrap_or_default();
         let mut tags = self.tags_of(request);
-        for (tag, value) in
-            [(ROLE_TAG, text(spec, "role").to_string()), (GROUP_TAG, text(spec, "group").into()), (DISK, disk_bytes.to_string())]
-        {
-            tags.insert(tag.into(), value);
+        for (tag, field) in [(ROLE_TAG, "role"), (GROUP_TAG, "group"), (USER_TAG, "user")] {
+            tags.insert(tag.into(), text(spec, field).into());
         }
+        tags.insert(DISK.into(), disk_bytes.to_string());
         let tagged = |kind| TagSpecification::builder().resource_type(kind).set_tags(Some(ec2_tags(&tags))).build();
         let disk = EbsBlockDevice::builder()
             .volume_size(disk_gib(disk_bytes))
@@ -186,7 +191,7 @@ impl Aws {
             .device_index(0)
             .subnet_id(text(refs, "subnet"))
             .groups(text(refs, "group"))
-            .associate_public_ip_address(true)
+            .associate_public_ip_address(spec["private"] != true)
             .delete_on_termination(true);
         // Only the machine itself reaches its identity: a pod's packet is one hop too far.
         let metadata = InstanceMetadataOptionsRequest::builder().http_tokens(HttpTokensState::Required).http_put_response_hop_limit(1);
@@ -194,7 +199,8 @@ impl Aws {
         let asked = self.clients.ec2.run_instances().min_count(1).max_count(1).client_token(&request.token).image_id(text(spec, "image"));
         let asked = asked.instance_type(InstanceType::from(text(spec, "instanceType"))).key_name(text(refs, "key"));
         let asked = asked.placement(Placement::builder().availability_zone(text(spec, "zone")).build()).metadata_options(metadata.build());
-        let asked = asked.block_device_mappings(BlockDeviceMapping::builder().device_name("/dev/xvda").ebs(disk.build()).build());
+        let asked =
+            asked.block_device_mappings(BlockDeviceMapping::builder().device_name(text(spec, "rootDevice")).ebs(disk.build()).build());
         let asked = asked.network_interfaces(interface.build()).set_iam_instance_profile(profile);
         let asked = asked.tag_specifications(tagged(ResourceType::Instance)).tag_specifications(tagged(ResourceType::Volume));
         match patiently(|| asked.clone().send()).await {
@@ -224,11 +230,7 @@ impl Aws {
             }
             ROUTES => self.ensure_routes(handle, refs).await,
             GROUP => self.ensure_rules(request, handle).await,
-            ROLE => {
-                let asked = self.clients.iam.put_role_policy().role_name(handle).policy_name("kprov");
-                let sent = asked.policy_document(super::iam::loop_policy(&self.cluster, &self.clients.region)).send().await;
-                sent.or_failure("write the control plane's policy").map(drop)
-            }
+            ROLE => self.write_policy(handle, spec).await,
             PROFILE => match self.clients.iam.add_role_to_instance_profile().instance_profile_name(handle).role_name(handle).send().await {
                 // One role at most: it is this one.
                 Err(error) if !has(error.code(), &["LimitExceeded", "EntityAlreadyExists"]) => {
@@ -247,6 +249,11 @@ impl Aws {
             LOAD_BALANCER => self.ensure_listeners(handle, spec, &map(&refs["targets"])).await,
             _ => Ok(()),
         }
+    }
+
+    pub(super) async fn write_policy(&self, role: &str, spec: &Value) -> Result<()> {
+        let asked = self.clients.iam.put_role_policy().role_name(role).policy_name("kprov").policy_document(text(spec, "document"));
+        asked.send().await.or_failure("write the control plane's policy").map(drop)
     }
 
     async fn ensure_routes(&self, handle: &str, refs: &Value) -> Result<()> {

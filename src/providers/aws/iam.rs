@@ -4,8 +4,9 @@
 //! Tags are given at creation only, so nobody can make a foreign thing kprov's and then delete it.
 
 use super::names::{CONTROL_PLANE, parameters, plain};
+use crate::blueprint::providers::Aws as Section;
 use crate::engine::Cluster;
-use crate::providers::ownership::CLUSTER_UID;
+use crate::providers::ownership::{CLUSTER_NAME, CLUSTER_UID};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
@@ -91,6 +92,8 @@ const FOUNDED: [&str; 12] = [
     "ec2:DisassociateRouteTable",
     "ec2:ModifyVpcAttribute",
 ];
+/// What in those is about networks of our own.
+const NETWORK_ONLY: [&str; 4] = ["Vpc", "Subnet", "InternetGateway", "Route"];
 /// Looked for by name: there is one of each.
 const IDENTITY: [&str; 3] = ["iam:GetInstanceProfile", "iam:GetRole", "iam:GetRolePolicy"];
 const IDENTITY_MADE: [&str; 10] = [
@@ -117,30 +120,64 @@ const RECORDS: [&str; 6] = [
 /// AWS makes these roles of its own at an account's first load balancer or filesystem.
 const SERVICES: [&str; 2] = ["elasticfilesystem.amazonaws.com", "elasticloadbalancing.amazonaws.com"];
 
-/// For an account of ordinary AWS; other partitions have another word in place of `aws`.
-pub fn operator_policy() -> String {
-    let every = json!({"Null": {format!("aws:ResourceTag/{CLUSTER_UID}"): "false"}});
-    let asked = json!({"Null": {format!("aws:RequestTag/{CLUSTER_UID}"): "false"}});
-    let arn = |service: &str, what: &str| format!("arn:aws:{service}::*:{what}");
-    let records = ["parameter/kprov", "parameter/kprov/*"].map(|path| format!("arn:aws:ssm:*:*:{path}"));
-    let identity = ["role/kprov-*", "instance-profile/kprov-*"].map(|name| arn("iam", name));
+/// Which clusters an operator's policy is about.
+#[derive(Debug)]
+pub enum Whose {
+    All,
+    /// One that is not there yet, by its name: others of this name are meant, too.
+    Named(String),
+    One(Cluster),
+}
+
+/// `region` is `*` where any is meant: then the account is one of ordinary AWS, since other partitions have another word for `aws`.
+pub fn operator_policy(whose: &Whose, region: &str, section: &Section) -> String {
+    let partition = partition(region);
+    let bound = |place: &str| match whose {
+        Whose::All => json!({"Null": {format!("aws:{place}/{CLUSTER_UID}"): "false"}}),
+        Whose::Named(name) => json!({"StringEquals": {format!("aws:{place}/{CLUSTER_NAME}"): name}}),
+        Whose::One(cluster) => json!({"StringEquals": {format!("aws:{place}/{CLUSTER_UID}"): cluster.uid}}),
+    };
+    let (named, paths) = match whose {
+        Whose::All => ("kprov-*".into(), vec!["/kprov".into(), "/kprov/*".into()]),
+        // Twelve letters of the uid, which nobody knows yet.
+        Whose::Named(name) => (format!("kprov-{name}-????????????-{CONTROL_PLANE}"), vec!["/kprov".into(), "/kprov/*".into()]),
+        Whose::One(cluster) => (plain(cluster, CONTROL_PLANE), vec![format!("{}/*", parameters(cluster))]),
+    };
+    let records: Vec<String> = paths.iter().map(|path: &String| format!("arn:{partition}:ssm:{region}:*:parameter{path}")).collect();
+    let arn = |what: &str| format!("arn:{partition}:iam::*:{what}/{named}");
+    let is_of_network = |action: &&str| NETWORK_ONLY.iter().any(|part| action.contains(part));
+    let own_network = section.vpc.is_none();
+    let some =
+        |actions: &[&'static str]| actions.iter().copied().filter(|action| own_network || !is_of_network(action)).collect::<Vec<_>>();
+    let (make, keep) = ([&MAKE[..], &some(&FOUND)].concat(), [&KEEP[..], &some(&FOUNDED)].concat());
     let statements = [
-        common("aws", &every, &asked, &[&MAKE[..], &FOUND[..]].concat(), &[&KEEP[..], &FOUNDED[..]].concat()),
+        common(partition, &bound("ResourceTag"), &bound("RequestTag"), &make, &keep),
+        given(partition, section),
         vec![
             allow(&RECORDS, json!(records), Value::Null),
-            allow(&[&IDENTITY[..], &IDENTITY_MADE[..]].concat(), json!(identity), Value::Null),
-            pass_role(&arn("iam", "role/kprov-*")),
+            allow(&[&IDENTITY[..], &IDENTITY_MADE[..]].concat(), json!([arn("role"), arn("instance-profile")]), Value::Null),
+            pass_role(&arn("role")),
         ],
     ];
     serde_json::to_string_pretty(&policy(statements.concat())).expect("a policy is plain data")
 }
 
-pub fn loop_policy(cluster: &Cluster, region: &str) -> String {
+/// A given network has nobody's tag: it is named itself.
+fn given(partition: &str, section: &Section) -> Vec<Value> {
+    let Some(vpc) = &section.vpc else { return Vec::new() };
+    let subnets = section.subnets.iter().map(|subnet| format!("subnet/{subnet}"));
+    let places: Vec<String> =
+        std::iter::once(format!("vpc/{vpc}")).chain(subnets).map(|place| format!("arn:{partition}:ec2:*:*:{place}")).collect();
+    vec![allow(&["ec2:CreateNetworkInterface", "ec2:CreateSecurityGroup", "ec2:RunInstances"], json!(places), Value::Null)]
+}
+
+pub fn loop_policy(cluster: &Cluster, region: &str, section: &Section) -> String {
     let partition = partition(region);
     let own = |place: &str| json!({"StringEquals": {format!("aws:{place}/{CLUSTER_UID}"): cluster.uid}});
     let arn = |what: &str| format!("arn:{partition}:iam::*:{what}/{}", plain(cluster, CONTROL_PLANE));
     let statements = [
         common(partition, &own("ResourceTag"), &own("RequestTag"), &MAKE, &KEEP),
+        given(partition, section),
         vec![
             allow(&RECORDS, json!(format!("arn:{partition}:ssm:{region}:*:parameter{}/*", parameters(cluster))), Value::Null),
             allow(&IDENTITY, json!([arn("role"), arn("instance-profile")]), Value::Null),
@@ -214,12 +251,7 @@ fn partition(region: &str) -> &'static str {
     }
 }
 
-/// Which policy the role has: a later kprov may need another.
-pub fn digest(cluster: &Cluster, region: &str) -> String {
-    digest_of(&loop_policy(cluster, region))
-}
-
-/// Of the policy's meaning: AWS may write it with other spaces.
+/// Which policy a role has, by its meaning: AWS may write it with other spaces.
 pub fn digest_of(policy: &str) -> String {
     let value: Value = serde_json::from_str(policy).unwrap_or_default();
     hex::encode(&Sha256::digest(value.to_string())[..8])
@@ -234,11 +266,46 @@ mod tests {
 
     fn loops() -> Value {
         let cluster = Cluster { name: "shop".into(), uid: "0b5e1d3c-aaaa-4bbb-8ccc-000000000000".into() };
-        serde_json::from_str(&loop_policy(&cluster, "eu-west-1")).expect("JSON")
+        serde_json::from_str(&loop_policy(&cluster, "eu-west-1", &Section::default())).expect("JSON")
     }
 
     fn operators() -> Value {
-        serde_json::from_str(&operator_policy()).expect("JSON")
+        operators_of(&Whose::All, &Section::default())
+    }
+
+    fn operators_of(whose: &Whose, section: &Section) -> Value {
+        serde_json::from_str(&operator_policy(whose, "*", section)).expect("JSON")
+    }
+
+    fn room() -> Section {
+        Section { vpc: Some("vpc-1".into()), subnets: vec!["subnet-1".into()], ..Section::default() }
+    }
+
+    #[test]
+    fn in_a_given_network_nothing_may_be_done_to_networks_and_only_this_one_is_used() {
+        let text = operators_of(&Whose::Named("shop".into()), &room()).to_string();
+        for part in
+            ["CreateVpc\"", "DeleteVpc", "ModifyVpcAttribute", "CreateSubnet\",\"ec2:CreateVpc", "AttachInternetGateway", "DeleteRoute"]
+        {
+            assert!(!text.contains(part), "{part}: {text}");
+        }
+        assert!(text.contains("arn:aws:ec2:*:*:vpc/vpc-1") && text.contains("arn:aws:ec2:*:*:subnet/subnet-1"), "{text}");
+        let cluster = Cluster { name: "shop".into(), uid: "u-1".into() };
+        assert!(loop_policy(&cluster, "eu-west-1", &room()).contains("subnet/subnet-1"));
+        assert_ne!(loop_policy(&cluster, "eu-west-1", &room()), loop_policy(&cluster, "eu-west-1", &Section::default()));
+    }
+
+    #[test]
+    fn a_policy_for_one_cluster_reaches_no_other() {
+        let named = operators_of(&Whose::Named("shop".into()), &Section::default()).to_string();
+        assert!(
+            named.contains(r#""aws:ResourceTag/kprov-cluster-name":"shop""#)
+                && named.contains("role/kprov-shop-????????????-control-plane")
+        );
+        assert!(!named.contains("role/kprov-*"), "{named}");
+        let cluster = Cluster { name: "shop".into(), uid: "0b5e1d3c-aaaa-4bbb-8ccc-000000000000".into() };
+        let one = operators_of(&Whose::One(cluster), &Section::default()).to_string();
+        assert!(one.contains(r#""aws:RequestTag/kprov-cluster-uid":"0b5e1d3c-aaaa"#) && !one.contains("parameter/kprov/*"), "{one}");
     }
 
     #[test]
@@ -265,11 +332,10 @@ mod tests {
     fn policies_fit_and_the_loops_changes_with_its_cluster_alone() {
         assert!(operators().to_string().len() <= LONGEST, "{}", operators().to_string().len());
         assert!(loops().to_string().len() <= LONGEST, "{}", loops().to_string().len());
-        let cluster = |uid: &str| Cluster { name: "shop".into(), uid: uid.into() };
-        let spaced =
-            serde_json::to_string_pretty(&serde_json::from_str::<Value>(&loop_policy(&cluster("u-1"), "cn-north-1")).expect("JSON"));
-        assert_eq!(digest_of(&spaced.expect("text")), digest(&cluster("u-1"), "cn-north-1"));
-        assert_ne!(digest(&cluster("u-2"), "cn-north-1"), digest(&cluster("u-1"), "cn-north-1"));
-        assert!(loop_policy(&cluster("u-1"), "cn-north-1").contains("arn:aws-cn:iam"));
+        let own = |uid: &str| loop_policy(&Cluster { name: "shop".into(), uid: uid.into() }, "cn-north-1", &Section::default());
+        let spaced = serde_json::to_string_pretty(&serde_json::from_str::<Value>(&own("u-1")).expect("JSON"));
+        assert_eq!(digest_of(&spaced.expect("text")), digest_of(&own("u-1")));
+        assert_ne!(digest_of(&own("u-2")), digest_of(&own("u-1")));
+        assert!(own("u-1").contains("arn:aws-cn:iam"));
     }
 }

@@ -235,19 +235,17 @@ impl Aws {
         Ok(found)
     }
 
-    /// They carry no tags: what belongs to our filesystems, in our subnets, is ours.
+    /// They carry no tags: what belongs to our filesystems is ours. A filesystem has one in each zone.
     async fn mounts(&self) -> Result<Vec<Observed>> {
-        let (filesystems, subnets) = (self.filesystems().await?, self.subnets().await?);
-        let zones: BTreeMap<&str, &str> = subnets.iter().map(|subnet| (subnet.handle.as_str(), subnet.id.name.as_str())).collect();
         let mut found = Vec::new();
-        for filesystem in &filesystems {
+        for filesystem in self.filesystems().await? {
             let answer = match self.clients.efs.describe_mount_targets().file_system_id(&filesystem.handle).send().await {
                 Ok(answer) => answer,
                 Err(error) if error.code().is_some_and(|code| code.contains("NotFound")) => continue,
                 Err(error) => return Err(failure("list mount targets", &error)),
             };
             for target in answer.mount_targets() {
-                let Some(zone) = zones.get(target.subnet_id()) else { continue };
+                let Some(zone) = target.availability_zone_name() else { continue };
                 let id = Id::new(MOUNT, format!("{}-{zone}", filesystem.id.name));
                 let phase = life(target.life_cycle_state());
                 if matches!(target.life_cycle_state(), LifeCycleState::Deleted) {

@@ -1,7 +1,6 @@
 //! What an instance and its console say. Pure.
 
 use super::look::Tags;
-use super::names::SSH_USER;
 use crate::engine::Phase;
 use aws_sdk_ec2::types::Instance;
 use base64::Engine;
@@ -10,6 +9,7 @@ use serde_json::{Value, json};
 /// What cannot be read back from the instance itself.
 pub const ROLE_TAG: &str = "kprov-role";
 pub const GROUP_TAG: &str = "kprov-group";
+pub const USER_TAG: &str = "kprov-user";
 pub const DISK: &str = "kprov-disk-bytes";
 /// As the console once said it: consoles forget. Public, and only those who may change the instance's tags could change it.
 pub const HOST_KEY: &str = "kprov-host-key";
@@ -36,7 +36,7 @@ pub fn read(instance: &Instance, tags: &Tags) -> (Phase, Value, Value) {
         spec["diskBytes"] = json!(disk);
     }
     let outputs = json!({
-        "address": address, "privateAddress": instance.private_ip_address(), "sshPort": 22, "sshUser": SSH_USER,
+        "address": address, "privateAddress": instance.private_ip_address(), "sshPort": 22, "sshUser": tags.get(USER_TAG),
         "zone": instance.placement().and_then(|placement| placement.availability_zone()),
     });
     (phase, spec, outputs)
@@ -85,11 +85,12 @@ mod tests {
                 .private_ip_address("10.42.0.4")
                 .build()
         };
-        let tags = Tags::from([(ROLE_TAG.into(), "worker".into()), (DISK.into(), "9".into())]);
+        let tags = Tags::from([(ROLE_TAG.into(), "worker".into()), (USER_TAG.into(), "ubuntu".into()), (DISK.into(), "9".into())]);
         let (phase, spec, outputs) = read(&instance(InstanceStateName::Running), &tags);
         assert_eq!(phase, Phase::Ready);
         assert_eq!(spec, json!({"instanceType": "t3.small", "role": "worker", "diskBytes": 9}));
         assert_eq!((&outputs["address"], &outputs["privateAddress"]), (&json!("192.0.2.7"), &json!("10.42.0.4")));
+        assert_eq!(outputs["sshUser"], "ubuntu");
         assert_eq!(read(&instance(InstanceStateName::ShuttingDown), &tags).0, Phase::Deleting);
         assert_eq!(read(&instance(InstanceStateName::Pending), &tags).0, Phase::Pending);
     }

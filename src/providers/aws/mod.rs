@@ -1,6 +1,6 @@
 //! Amazon Web Services: machines and networks of EC2, network load balancers, filesystems of EFS, an identity for the loop.
 //!
-//! Decisions are pure: `settings`, `sizes`, `names`, `resources` (blueprint to wishes), `request` (action to body), `machines` (what an
+//! Decisions are pure: `settings`, `sizes`, `images`, `given` (a network that was there before), `names`, `resources` (blueprint to wishes), `request` (action to body), `machines` (what an
 //! instance says), `failure` (refusal to cause), `iam` (policies). Doors are thin: `clients`, `catalog`, `look`, `act`, `families`, `epoch`.
 
 mod act;
@@ -11,7 +11,9 @@ mod clusters;
 mod epoch;
 mod failure;
 mod families;
+pub(super) mod given;
 pub mod iam;
+pub(super) mod images;
 mod look;
 mod machines;
 pub(super) mod names;
@@ -36,7 +38,7 @@ use aws_sdk_ec2::error::ProvideErrorMetadata;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::time::Duration;
 
 /// EC2's reads lag behind its writes by seconds.
@@ -51,7 +53,8 @@ pub struct Aws {
     key: Mutex<Option<String>>,
     /// By instance.
     host_keys: Mutex<HashMap<String, Vec<String>>>,
-    catalogs: Mutex<BTreeMap<BTreeSet<String>, Catalog>>,
+    /// By what the blueprint asks for.
+    catalogs: Mutex<HashMap<String, Catalog>>,
     /// By kind: the last look that waiting requests have shared.
     looks: Mutex<HashMap<String, act::SharedLook>>,
 }
@@ -76,7 +79,7 @@ pub async fn from_credentials(credentials: &Value) -> Result<Aws> {
 async fn open(settings: Settings, cluster: Cluster) -> Result<Aws> {
     let clients = Clients::connect(&settings).await?;
     // Written down, so that the loop and a later run look in the same place whatever their environment says.
-    let settings = Settings { region: Some(clients.region.clone()), ..settings };
+    let settings = Settings { region: Some(clients.region.clone()), endpoints: clients.endpoints.clone() };
     Ok(Aws {
         cluster,
         settings,
@@ -86,6 +89,11 @@ async fn open(settings: Settings, cluster: Cluster) -> Result<Aws> {
         catalogs: Mutex::default(),
         looks: Mutex::default(),
     })
+}
+
+/// The region that is said, if any: the environment is not asked.
+pub fn region(settings: &providers::Settings) -> Result<Option<String>> {
+    Ok(settings::read(settings)?.region)
 }
 
 /// Every cluster of the account's region, also one of which only little is left.
@@ -131,13 +139,22 @@ impl Provider for Aws {
     }
 
     async fn resources(&self, blueprint: &Blueprint, context: &Context) -> Result<Vec<Resource>> {
-        let types = resources::types(blueprint, &self.settings)?.into_values().collect();
-        let catalog = self.catalog(&types).await?;
-        resources::expand(blueprint, context, &self.settings, &catalog)
+        let catalog = self.catalog(blueprint).await?;
+        self.stays(&catalog).await?;
+        resources::expand(blueprint, context, &self.clients.region, &catalog)
     }
 
     async fn check(&self, resources: &[Resource]) -> Result<()> {
         self.check_all(resources).await
+    }
+
+    /// The loop inside has its machine's role, and must not be able to give itself more.
+    async fn prepare(&self, resources: &[Resource]) -> Result<()> {
+        let Some(wish) = resources.iter().find(|wish| wish.id.kind == ROLE) else { return Ok(()) };
+        match self.look(ROLE).await?.first() {
+            Some(role) if role.spec["policy"] != wish.spec["policy"] => self.write_policy(&role.handle, &wish.spec).await,
+            _ => Ok(()),
+        }
     }
 
     fn epochs(&self) -> &dyn EpochStore {

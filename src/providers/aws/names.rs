@@ -22,8 +22,6 @@ pub const MAIN: &str = "main";
 pub const MACHINES: &str = "machines";
 pub const BALANCERS: &str = "balancers";
 pub const CONTROL_PLANE: &str = "control-plane";
-/// Who logs in to Debian's images.
-pub const SSH_USER: &str = "admin";
 
 /// `kprov-<start of the name>-<12 hexadecimal letters>`: at most 32 letters, the shortest limit (load balancers). The generation is
 /// in it, so a replacement does not meet its forerunner.

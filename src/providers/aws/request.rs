@@ -44,7 +44,9 @@ fn refs(cluster: &Cluster, action: &Action, inputs: &Inputs) -> Result<Value> {
     let spec = &action.spec;
     let text = |field: &str| spec[field].as_str().unwrap_or_default();
     let texts = |field: &str| spec[field].as_array().into_iter().flatten().filter_map(Value::as_str).map(String::from).collect::<Vec<_>>();
-    let network = || handle(NETWORK, &cluster.name);
+    // A given one is named in the wish.
+    let network = || if spec["vpc"].is_string() { Ok(spec["vpc"].clone()) } else { handle(NETWORK, &cluster.name) };
+    let subnet = || if spec["subnet"].is_string() { Ok(spec["subnet"].clone()) } else { handle(SUBNET, text("zone")) };
     Ok(match action.id.kind.as_str() {
         SUBNET | GATEWAY => json!({"network": network()?}),
         TARGETS => json!({"network": network()?, "machines": all(MACHINE, texts("machines"))?}),
@@ -55,21 +57,22 @@ fn refs(cluster: &Cluster, action: &Action, inputs: &Inputs) -> Result<Value> {
             json!({"network": network()?, "groups": known})
         }
         MOUNT => json!({
-            "filesystem": handle(FILESYSTEM, text("filesystem"))?, "subnet": handle(SUBNET, text("zone"))?,
+            "filesystem": handle(FILESYSTEM, text("filesystem"))?, "subnet": subnet()?,
             "group": handle(GROUP, MACHINES)?,
         }),
         MACHINE => {
-            let mut refs = json!({"subnet": handle(SUBNET, text("zone"))?, "group": handle(GROUP, MACHINES)?, "key": plain(cluster, MAIN)});
+            let mut refs = json!({"subnet": subnet()?, "group": handle(GROUP, MACHINES)?, "key": plain(cluster, MAIN)});
             if text("role") == CONTROL_PLANE {
                 refs["profile"] = handle(PROFILE, CONTROL_PLANE)?;
             }
             refs
         }
         LOAD_BALANCER => {
-            let subnets = inputs.keys().filter(|id| id.kind == SUBNET).map(|id| id.name.clone()).collect();
+            let own = inputs.keys().filter(|id| id.kind == SUBNET).map(|id| id.name.clone()).collect();
+            let subnets = if spec["subnets"].is_object() { spec["subnets"].clone() } else { all(SUBNET, own)? };
             let ports = spec["listeners"].as_array().into_iter().flatten().filter_map(|one| one["nodePort"].as_u64());
             let targets = ports.filter_map(|port| u16::try_from(port).ok()).map(|port| target_name(&action.id.name, port)).collect();
-            json!({"subnets": all(SUBNET, subnets)?, "group": handle(GROUP, BALANCERS)?, "targets": all(TARGETS, targets)?})
+            json!({"subnets": subnets, "group": handle(GROUP, BALANCERS)?, "targets": all(TARGETS, targets)?})
         }
         _ => json!({}),
     })

@@ -1,8 +1,9 @@
 //! What AWS makes for a blueprint: the neutral things, and all that they stand on here. Pure.
 
+use super::given::Given;
+use super::images::{self, Image};
 use super::names::*;
-use super::settings::Settings;
-use super::sizes;
+use super::{iam, sizes};
 use crate::blueprint::Blueprint;
 use crate::blueprint::counted;
 use crate::engine::{Id, Resource};
@@ -21,53 +22,78 @@ pub const ZONES: usize = 3;
 /// What the account's region offers to the types in use.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Catalog {
-    /// Sorted, at most [`ZONES`].
+    /// Sorted; at most [`ZONES`] in a network of our own.
     pub zones: Vec<String>,
     /// By type, those of `zones` that have it.
     pub offered: BTreeMap<String, BTreeSet<String>>,
-    /// Id and name, by architecture.
-    pub images: BTreeMap<String, (String, String)>,
+    /// By architecture.
+    pub images: BTreeMap<String, Image>,
+    /// Instead of a network of our own; its zones are `zones`.
+    pub given: Option<Given>,
 }
 
 /// The instance type of every group.
-pub fn types(blueprint: &Blueprint, settings: &Settings) -> Result<BTreeMap<String, String>> {
-    let of = |group: &crate::blueprint::MachineGroup| match settings.instance_types.get(&group.name) {
+pub fn types(blueprint: &Blueprint) -> Result<BTreeMap<String, String>> {
+    let own = &blueprint.spec.providers.aws.instance_types;
+    let of = |group: &crate::blueprint::MachineGroup| match own.get(&group.name) {
         Some(own) => Ok((group.name.clone(), own.clone())),
-        None => Ok((group.name.clone(), sizes::instance_type(group.size.cpu_millis(), group.size.memory_bytes())?)),
+        None => Ok((group.name.clone(), sizes::instance_type(sizes::OURS, group.size.cpu_millis(), group.size.memory_bytes())?)),
     };
     blueprint.spec.machines.iter().map(of).collect()
 }
 
-pub fn expand(blueprint: &Blueprint, context: &Context, settings: &Settings, catalog: &Catalog) -> Result<Vec<Resource>> {
-    let types = types(blueprint, settings)?;
+pub fn expand(blueprint: &Blueprint, context: &Context, region: &str, catalog: &Catalog) -> Result<Vec<Resource>> {
+    let types = types(blueprint)?;
     let all = neutral::expand(blueprint, context)?;
     let of = |kind: &'static str| all.iter().filter(move |resource| resource.id.kind == kind).cloned();
     let balancers: Vec<LoadBalancerSpec> = of(LOAD_BALANCER).filter_map(|balancer| serde_json::from_value(balancer.spec).ok()).collect();
-    let mut made = ground(blueprint, context, settings, catalog, &balancers);
+    let mut made = ground(blueprint, context, region, catalog, &balancers);
     let base: Vec<Id> = made.iter().map(|resource| resource.id.clone()).collect();
     let filesystems: Vec<Resource> = of(FILESYSTEM).collect();
     for filesystem in &filesystems {
         made.push(Resource { needs: vec![], ..filesystem.clone() });
     }
     for filesystem in &filesystems {
-        made.extend(catalog.zones.iter().map(|zone| mount(&filesystem.id.name, zone)));
+        made.extend(catalog.zones.iter().map(|zone| mount(&filesystem.id.name, zone, catalog)));
     }
     let mounts = made.iter().map(|resource| resource.id.clone()).filter(|id| matches!(id.kind.as_str(), MOUNT | FILESYSTEM));
     let needs: Vec<Id> = base.iter().cloned().chain(mounts).collect();
     for (number, machine) in of(MACHINE).enumerate() {
-        made.push(Resource { needs: needs.clone(), ..machine_of(machine, number, &types, catalog)? });
+        made.push(Resource {
+            needs: needs.clone(),
+            ..machine_of(machine, number, &types, images::wanted(&blueprint.spec.providers.aws), catalog)?
+        });
     }
-    let network = Id::new(NETWORK, &context.cluster.name);
+    let network = network(context, catalog);
     for balancer in &balancers {
-        made.extend(balancer.listeners.iter().map(|listener| target_group(&network, balancer, listener)));
+        made.extend(balancer.listeners.iter().map(|listener| target_group(&network, balancer, listener, catalog)));
     }
-    for (resource, spec) in of(LOAD_BALANCER).zip(&balancers) {
+    for (mut resource, spec) in of(LOAD_BALANCER).zip(&balancers) {
         let groups = spec.listeners.iter().map(|listener| Id::new(TARGETS, target_name(&spec.name, listener.node_port)));
         let under = base.iter().filter(|id| matches!(id.kind.as_str(), NETWORK | SUBNET | GATEWAY) || id.name == BALANCERS).cloned();
         let needs = under.chain(resource.needs.iter().filter(|id| id.kind == MACHINE).cloned()).chain(groups).collect();
+        if let Some(given) = &catalog.given {
+            (resource.spec["subnets"], resource.spec["internal"]) = (json!(given.subnets), json!(given.private));
+        }
         made.push(Resource { needs, ..resource });
     }
     Ok(made)
+}
+
+/// The one that is made, and so needed; a given one is there.
+fn network(context: &Context, catalog: &Catalog) -> Option<Id> {
+    catalog.given.is_none().then(|| Id::new(NETWORK, &context.cluster.name))
+}
+
+/// Says which given network, or which subnet of it, a thing is in. One of our own is referred to by what was made.
+fn placed(mut spec: Value, catalog: &Catalog, zone: Option<&str>) -> Value {
+    if let Some(given) = &catalog.given {
+        match zone {
+            Some(zone) => spec["subnet"] = json!(given.subnets.get(zone)),
+            None => spec["vpc"] = json!(given.vpc),
+        }
+    }
+    spec
 }
 
 pub fn target_name(balancer: &str, node_port: u16) -> String {
@@ -79,14 +105,25 @@ fn resource(id: Id, spec: Value, needs: Vec<Id>, replace_on: &[&str], summary: i
 }
 
 /// Network, access and identity: what every machine stands on.
-fn ground(
-    blueprint: &Blueprint,
-    context: &Context,
-    settings: &Settings,
-    catalog: &Catalog,
-    balancers: &[LoadBalancerSpec],
-) -> Vec<Resource> {
-    let network = Id::new(NETWORK, &context.cluster.name);
+fn ground(blueprint: &Blueprint, context: &Context, region: &str, catalog: &Catalog, balancers: &[LoadBalancerSpec]) -> Vec<Resource> {
+    let network = network(context, catalog);
+    let mut made = network.iter().flat_map(|network| land(network, catalog)).collect::<Vec<_>>();
+    made.extend(groups(blueprint, balancers, &network, catalog));
+    let key = context.ssh_public_key.trim();
+    // Kept before it is used: whoever comes after a lost state folder finds the key of all that is there.
+    let secret = Id::new(SECRET, "ssh-key");
+    made.push(resource(secret.clone(), json!({}), vec![], &[], "the way back in, in Parameter Store"));
+    made.push(resource(Id::new(KEY_PAIR, MAIN), json!({"publicKey": key}), vec![secret], &["publicKey"], "the cluster's SSH key"));
+    let role = Id::new(ROLE, CONTROL_PLANE);
+    let document = iam::loop_policy(&context.cluster, region, &blueprint.spec.providers.aws);
+    let spec = json!({"policy": iam::digest_of(&document), "document": document});
+    made.push(resource(role.clone(), spec, vec![], &[], "what the loop inside may do"));
+    made.push(resource(Id::new(PROFILE, CONTROL_PLANE), json!({}), vec![role], &[], "gives the control plane its role"));
+    made
+}
+
+/// A network of the cluster's own, with a subnet in each zone and a way out.
+fn land(network: &Id, catalog: &Catalog) -> Vec<Resource> {
     let (gateway, only_network) = (Id::new(GATEWAY, MAIN), vec![network.clone()]);
     let mut made = vec![resource(network.clone(), json!({"cidr": NETWORK_CIDR, "dnsHostnames": true}), vec![], &["cidr"], NETWORK_CIDR)];
     for (number, zone) in catalog.zones.iter().enumerate() {
@@ -98,27 +135,19 @@ fn ground(
     let subnets: Vec<Id> = catalog.zones.iter().map(|zone| Id::new(SUBNET, zone)).collect();
     let routed = [network.clone(), gateway].into_iter().chain(subnets).collect();
     made.push(resource(Id::new(ROUTES, MAIN), json!({"internet": true, "subnets": catalog.zones}), routed, &[], "subnets to the gateway"));
-    made.extend(groups(blueprint, balancers, &network));
-    let key = context.ssh_public_key.trim();
-    // Kept before it is used: whoever comes after a lost state folder finds the key of all that is there.
-    let secret = Id::new(SECRET, "ssh-key");
-    made.push(resource(secret.clone(), json!({}), vec![], &[], "the way back in, in Parameter Store"));
-    made.push(resource(Id::new(KEY_PAIR, MAIN), json!({"publicKey": key}), vec![secret], &["publicKey"], "the cluster's SSH key"));
-    let role = Id::new(ROLE, CONTROL_PLANE);
-    let policy = super::iam::digest(&context.cluster, settings.region.as_deref().unwrap_or_default());
-    made.push(resource(role.clone(), json!({"policy": policy}), vec![], &[], "what the loop inside may do"));
-    made.push(resource(Id::new(PROFILE, CONTROL_PLANE), json!({}), vec![role], &[], "gives the control plane its role"));
     made
 }
 
-fn groups(blueprint: &Blueprint, balancers: &[LoadBalancerSpec], network: &Id) -> [Resource; 2] {
+fn groups(blueprint: &Blueprint, balancers: &[LoadBalancerSpec], network: &Option<Id>, catalog: &Catalog) -> [Resource; 2] {
     let outer = rules(&firewall::listeners(balancers, Delivery::Address), true);
     let inner = rules(&firewall::machines(&blueprint.spec.access, balancers, Delivery::NodePort), false);
     let (first, second) = (Id::new(GROUP, BALANCERS), Id::new(GROUP, MACHINES));
     let summary = |rules: &[String]| if rules.is_empty() { "lets nothing in".into() } else { rules.join(", ") };
+    let spec = |rules: &[String]| placed(json!({"rules": rules}), catalog, None);
+    let needs = |more: Option<&Id>| network.iter().chain(more).cloned().collect();
     [
-        resource(first.clone(), json!({"rules": outer}), vec![network.clone()], &[], summary(&outer)),
-        resource(second, json!({"rules": inner}), vec![network.clone(), first], &[], summary(&inner)),
+        resource(first.clone(), spec(&outer), needs(None), &[], summary(&outer)),
+        resource(second, spec(&inner), needs(Some(&first)), &[], summary(&inner)),
     ]
 }
 
@@ -148,13 +177,14 @@ fn rules(policy: &[Rule], at_balancers: bool) -> Vec<String> {
     lines.into_iter().collect()
 }
 
-fn mount(filesystem: &str, zone: &str) -> Resource {
-    let needs = vec![Id::new(FILESYSTEM, filesystem), Id::new(SUBNET, zone), Id::new(GROUP, MACHINES)];
-    let spec = json!({"filesystem": filesystem, "zone": zone});
+fn mount(filesystem: &str, zone: &str, catalog: &Catalog) -> Resource {
+    let subnet = catalog.given.is_none().then(|| Id::new(SUBNET, zone));
+    let needs = [Id::new(FILESYSTEM, filesystem), Id::new(GROUP, MACHINES)].into_iter().chain(subnet).collect();
+    let spec = placed(json!({"filesystem": filesystem, "zone": zone}), catalog, Some(zone));
     resource(Id::new(MOUNT, format!("{filesystem}-{zone}")), spec, needs, &[], format!("{filesystem} in {zone}"))
 }
 
-fn machine_of(machine: Resource, number: usize, types: &BTreeMap<String, String>, catalog: &Catalog) -> Result<Resource> {
+fn machine_of(machine: Resource, number: usize, types: &BTreeMap<String, String>, wanted: &str, catalog: &Catalog) -> Result<Resource> {
     let mut machine = machine;
     let kind = &types[machine.spec["group"].as_str().unwrap_or_default()];
     let nowhere = BTreeSet::new();
@@ -163,26 +193,95 @@ fn machine_of(machine: Resource, number: usize, types: &BTreeMap<String, String>
         return Err(Error::input(format!("could not find {kind} in {}", catalog.zones.join(", ")))
             .hint("name another type in spec.providers.aws.instanceTypes, or another region"));
     }
-    let (image, image_name) = catalog.images.get(sizes::architecture(kind)).cloned().ok_or_else(|| {
-        Error::provider(format!("could not find a Debian 12 image for {kind}")).hint("does the region have Debian's public images?")
+    let architecture = sizes::architecture(kind);
+    let image = catalog.images.get(architecture).ok_or_else(|| {
+        Error::input(format!("could not find image {wanted} for {kind}: this region and account have none of it for {architecture}")).hint(
+            "spec.providers.aws.image names another: debian-12, ubuntu-24.04, ami-..., or <owner>/<pattern of names>; ids differ by region",
+        )
     })?;
     let zone = zones[number % zones.len()];
     let disk = sizes::disk_gib(machine.spec["diskBytes"].as_u64().unwrap_or_default());
     let price = sizes::machine_price(kind, machine.spec["diskBytes"].as_u64().unwrap_or_default());
     let price = price.map(|price| format!(", about ${price:.3} an hour")).unwrap_or_default();
-    machine.summary = format!("{kind}, {disk} GiB, {image_name}, {zone}{price}");
+    let place = catalog.given.as_ref().and_then(|given| given.subnets.get(zone)).unwrap_or(zone);
+    let private = catalog.given.as_ref().is_some_and(|given| given.private);
+    let inside = if private { " without a public address" } else { "" };
+    machine.summary = format!("{kind}, {disk} GiB, {}, {place}{inside}{price}", image.name);
     machine.replace_on = ["role", "instanceType", "diskBytes"].map(String::from).to_vec();
-    for (field, value) in [("instanceType", json!(kind)), ("zone", json!(zone)), ("image", json!(image))] {
-        machine.spec[field] = value;
+    let fields = [("instanceType", kind), ("zone", zone), ("image", &image.id), ("rootDevice", &image.root_device), ("user", &image.user)];
+    for (field, value) in fields {
+        machine.spec[field] = json!(value);
     }
+    if private {
+        machine.spec["private"] = json!(true);
+    }
+    machine.spec = placed(machine.spec, catalog, Some(zone));
     Ok(machine)
 }
 
-fn target_group(network: &Id, balancer: &LoadBalancerSpec, listener: &neutral::ListenerSpec) -> Resource {
+fn target_group(network: &Option<Id>, balancer: &LoadBalancerSpec, listener: &neutral::ListenerSpec, catalog: &Catalog) -> Resource {
     let machines = balancer.machines.iter().map(|name| Id::new(MACHINE, name));
     let spec = json!({"balancer": balancer.name, "protocol": listener.protocol, "port": listener.node_port, "machines": balancer.machines});
     let id = Id::new(TARGETS, target_name(&balancer.name, listener.node_port));
-    let needs = std::iter::once(network.clone()).chain(machines).collect();
+    let needs = network.iter().cloned().chain(machines).collect();
     let summary = format!("{} {} on {}", listener.protocol, listener.node_port, counted(balancer.machines.len(), "machine"));
-    resource(id, spec, needs, &["protocol", "port"], summary)
+    resource(id, placed(spec, catalog, None), needs, &["protocol", "port"], summary)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::Cluster;
+    use crate::engine::lint::lint;
+    use crate::engine::plan::plan;
+
+    fn shop() -> Blueprint {
+        let text = include_str!("../../../blueprints/shop.yaml").replace("provider: local", "provider: aws");
+        let file = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/blueprints/shop.yaml"));
+        crate::blueprint::from_text(&text, file, &crate::blueprint::load::Disk).expect("the example").blueprint
+    }
+
+    fn made(given: Option<Given>) -> Vec<Resource> {
+        let zones: Vec<String> = ["eu-west-1a", "eu-west-1b"].map(String::from).into();
+        let offered = types(&shop()).expect("types").into_values().map(|kind| (kind, zones.iter().cloned().collect())).collect();
+        let image = Image { id: "ami-1".into(), name: "debian-12".into(), root_device: "/dev/xvda".into(), user: "admin".into() };
+        let catalog = Catalog { zones, offered, images: [(sizes::architecture(sizes::OURS).to_string(), image)].into(), given };
+        let cluster = Cluster { name: "shop".into(), uid: "u-1".into() };
+        let context = Context { cluster, ssh_public_key: "ssh-ed25519 AAAA".into(), service_load_balancers: vec![] };
+        expand(&shop(), &context, "eu-west-1", &catalog).expect("resources")
+    }
+
+    fn given(private: bool) -> Given {
+        let subnets = [("eu-west-1a", "subnet-a"), ("eu-west-1b", "subnet-b")].map(|(zone, id)| (zone.to_string(), id.to_string()));
+        Given { vpc: "vpc-1".into(), subnets: subnets.into(), private }
+    }
+
+    #[test]
+    fn in_a_given_network_only_what_lies_in_it_is_made() {
+        let made = made(Some(given(false)));
+        assert!(made.iter().all(|wish| ![NETWORK, SUBNET, GATEWAY, ROUTES].contains(&wish.id.kind.as_str())));
+        assert_eq!(lint(&plan(&made, &[], &BTreeMap::new()), &made, &[]), []);
+        let of = |kind: &str| made.iter().filter(|wish| wish.id.kind == kind).map(|wish| &wish.spec).collect::<Vec<_>>();
+        assert!(of(GROUP).iter().chain(&of(TARGETS)).all(|spec| spec["vpc"] == "vpc-1"));
+        let subnets: BTreeSet<&str> = of(MACHINE).into_iter().chain(of(MOUNT)).filter_map(|spec| spec["subnet"].as_str()).collect();
+        assert_eq!(subnets, ["subnet-a", "subnet-b"].into());
+        assert_eq!((&of(LOAD_BALANCER)[0]["internal"], of(MACHINE)[0].get("private")), (&json!(false), None));
+        assert!(of(ROLE)[0]["document"].as_str().is_some_and(|policy| policy.contains("ec2:RunInstances")));
+    }
+
+    #[test]
+    fn where_no_subnet_leads_to_an_internet_gateway_nothing_has_a_public_address() {
+        let made = made(Some(given(true)));
+        assert!(made.iter().filter(|wish| wish.id.kind == MACHINE).all(|wish| wish.spec["private"] == true));
+        assert!(made.iter().filter(|wish| wish.id.kind == LOAD_BALANCER).all(|wish| wish.spec["internal"] == true));
+    }
+
+    #[test]
+    fn a_network_of_its_own_is_referred_to_by_what_is_made() {
+        let made = made(None);
+        assert!(made.iter().any(|wish| wish.id.kind == NETWORK));
+        assert!(made.iter().all(|wish| {
+            ["vpc", "subnet", "subnets", "private"].iter().all(|field| wish.id.kind == ROUTES || wish.spec.get(field).is_none())
+        }));
+    }
 }

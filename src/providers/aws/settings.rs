@@ -1,10 +1,9 @@
 //! Where in AWS: a region from the blueprint's own section, its neutral location, or the usual environment. Pure.
 
-use crate::blueprint::providers::Aws as Section;
+use crate::blueprint::providers::{Aws as Section, AwsEndpoints};
 use crate::error::{Error, Result};
 use crate::providers;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
 
 /// What finds the account's place again, also for the loop inside. Nothing secret.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -12,9 +11,9 @@ use std::collections::BTreeMap;
 pub struct Settings {
     /// `None`: what the environment and the configuration files say.
     pub region: Option<String>,
-    pub endpoint: Option<String>,
+    /// Likewise, of each service.
     #[serde(default)]
-    pub instance_types: BTreeMap<String, String>,
+    pub endpoints: AwsEndpoints,
 }
 
 /// Neutral places; the exact name of a region passes through.
@@ -33,14 +32,28 @@ const PLACES: [(&str, &str); 10] = [
 
 pub fn read(settings: &providers::Settings) -> Result<Settings> {
     let own: Section = settings.own()?;
-    let endpoint = own.endpoint.or_else(|| std::env::var("AWS_ENDPOINT_URL").ok().filter(|url| !url.is_empty()));
+    let endpoints = endpoints(&own);
     let region = own.region.or_else(|| settings.location.as_deref().map(region));
     if let Some(region) = region.as_deref().filter(|region| !is_region(region)) {
         let places: Vec<&str> = PLACES.iter().map(|(place, _)| *place).collect();
         return Err(Error::input(format!("could not find AWS region {region}: AWS's own names are like eu-west-1"))
             .hint(format!("spec.location takes those, and {}", places.join(", "))));
     }
-    Ok(Settings { region, endpoint, instance_types: own.instance_types })
+    Ok(Settings { region, endpoints })
+}
+
+/// What the blueprint says of each service: its own address, else the one for all.
+fn endpoints(own: &Section) -> AwsEndpoints {
+    let of = |one: &Option<String>| one.clone().or_else(|| own.endpoint.clone());
+    let AwsEndpoints { ec2, elastic_load_balancing, efs, iam, ssm, sts } = &own.endpoints;
+    AwsEndpoints {
+        ec2: of(ec2),
+        elastic_load_balancing: of(elastic_load_balancing),
+        efs: of(efs),
+        iam: of(iam),
+        ssm: of(ssm),
+        sts: of(sts),
+    }
 }
 
 fn region(location: &str) -> String {
@@ -63,6 +76,15 @@ mod tests {
     fn a_neutral_place_is_a_region_and_a_region_is_itself() {
         assert_eq!(region("eu-west"), "eu-west-1");
         assert_eq!(region("ap-southeast-4"), "ap-southeast-4");
+    }
+
+    #[test]
+    fn a_services_own_endpoint_comes_before_the_one_for_all() {
+        let ec2 = AwsEndpoints { ec2: Some("https://ec2.example".into()), ..AwsEndpoints::default() };
+        let own = Section { endpoint: Some("https://all.example".into()), endpoints: ec2.clone(), ..Section::default() };
+        let decided = endpoints(&own);
+        assert_eq!((decided.ec2.as_deref(), decided.sts.as_deref()), (Some("https://ec2.example"), Some("https://all.example")));
+        assert_eq!(endpoints(&Section { endpoints: ec2.clone(), ..Section::default() }), ec2);
     }
 
     #[test]

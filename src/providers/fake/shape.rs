@@ -95,7 +95,7 @@ impl Shape {
             Shape::Neutral => neutral::expand(blueprint, context),
             Shape::Local => local_resources(blueprint, context),
             Shape::Ssh => ssh_resources(blueprint, context),
-            Shape::Aws => aws::resources::expand(blueprint, context, &aws::settings::Settings::default(), &aws_catalog(blueprint)?),
+            Shape::Aws => aws::resources::expand(blueprint, context, "eu-west-1", &aws_catalog(blueprint)?),
             Shape::Gcp => gcp::resources::expand(blueprint, context, &gcp_settings(), &gcp_catalog(blueprint)?),
         }
     }
@@ -385,10 +385,16 @@ fn ssh_host(number: usize) -> SshHost {
 
 fn aws_catalog(blueprint: &Blueprint) -> Result<aws::resources::Catalog> {
     let zones: Vec<String> = ZONES.iter().map(|zone| format!("eu-west-1{zone}")).collect();
-    let types = aws::resources::types(blueprint, &aws::settings::Settings::default())?;
+    let types = aws::resources::types(blueprint)?;
     let offered = types.into_values().map(|kind| (kind, zones.iter().cloned().collect())).collect();
-    let images = [("x86_64".to_string(), ("ami-0".to_string(), "debian-12-amd64".to_string()))].into();
-    Ok(aws::resources::Catalog { zones, offered, images })
+    let image = |word: &str| aws::images::Image {
+        id: "ami-0".into(),
+        name: format!("debian-12-{word}"),
+        root_device: "/dev/xvda".into(),
+        user: "admin".into(),
+    };
+    let images = [("x86_64".to_string(), image("amd64")), ("arm64".to_string(), image("arm64"))].into();
+    Ok(aws::resources::Catalog { zones, offered, images, given: None })
 }
 
 fn gcp_settings() -> gcp::settings::Settings {

@@ -98,14 +98,13 @@ impl Aws {
     }
 
     pub fn operator_as(&self, access_key: &str) -> Operator {
-        let endpoint = self.endpoint();
-        let environment = [
-            ("AWS_ACCESS_KEY_ID", access_key),
-            ("AWS_SECRET_ACCESS_KEY", "rig"),
-            ("AWS_ENDPOINT_URL", &endpoint),
-            ("AWS_EC2_METADATA_DISABLED", "true"),
-        ];
-        Operator::new(&self.namespace, "aws", &environment)
+        self.operator_told(access_key, &[("AWS_ENDPOINT_URL", &self.endpoint())])
+    }
+
+    /// Somebody whose environment says this of endpoints.
+    pub fn operator_told(&self, access_key: &str, endpoints: &[(&str, &str)]) -> Operator {
+        let who = [("AWS_ACCESS_KEY_ID", access_key), ("AWS_SECRET_ACCESS_KEY", "rig"), ("AWS_EC2_METADATA_DISABLED", "true")];
+        Operator::new(&self.namespace, "aws", &[&who[..], endpoints].concat())
     }
 
     /// All that exists, but for terminated instances.
