@@ -97,12 +97,13 @@ fn what_can_be_known_is_said_before_the_first_create() {
 }
 
 #[test]
-fn a_full_quota_and_missing_capacity_stop_at_once_with_what_is_there_and_down_works_from_there() {
+fn a_full_quota_missing_capacity_and_a_missing_permission_stop_at_once_with_what_is_there_and_down_works_from_there() {
     let (rig, operator, file) = begin();
     let before = rig.dump();
     for (action, status, code, parts) in [
         ("RunInstances", 400, "VcpuLimitExceeded", &["Service Quotas", "there: network/shop", "missing: ", "machine/worker-1"][..]),
         ("RunInstances", 500, "InsufficientInstanceCapacity", &["another type", "there: network/shop", "machine/control-1"]),
+        ("RunInstances", 403, "UnauthorizedOperation", &["kprov iam aws", "there: network/shop", "missing: ", "machine/worker-1"]),
         ("CreateLoadBalancer", 400, "TooManyLoadBalancers", &["Service Quotas", "missing: ", "load-balancer/web\n", "costs about $0.0"]),
     ] {
         rig.stop(action, status, code, "There is no more of it.");
