@@ -6,12 +6,13 @@ use crate::aws_cluster::{instance, instances, is_loop, json, ours, serves};
 use crate::harness::text;
 use crate::rig::aws::{Aws, REGION};
 use crate::rig::operator::Operator;
+use crate::rig::proxy::Entry;
 use std::time::Duration;
 
 /// Where nobody listens.
 const NOWHERE: &str = "http://198.18.0.1:9";
 
-/// A network somebody else made, with a way out by its main table, and things of theirs in it.
+/// A network somebody else made, and things of theirs in it.
 struct Room<'a> {
     rig: &'a Aws,
     vpc: String,
@@ -19,18 +20,38 @@ struct Room<'a> {
 }
 
 impl<'a> Room<'a> {
-    fn new(rig: &'a Aws) -> Room<'a> {
+    fn public(rig: &'a Aws) -> Room<'a> {
+        let room = Room::closed(rig);
+        let gateway = room.ask("CreateInternetGateway", "internetGatewayId");
+        room.ask(&format!("AttachInternetGateway&InternetGatewayId={gateway}&VpcId={}", room.vpc), "");
+        room.open(&format!("GatewayId={gateway}"));
+        room
+    }
+
+    /// Whose subnets lead out by a NAT gateway.
+    fn private(rig: &'a Aws) -> Room<'a> {
+        let room = Room::closed(rig);
+        let address = room.ask("AllocateAddress&Domain=vpc", "allocationId");
+        let outside = room.subnet(&room.vpc, "c", 32);
+        let nat = room.ask(&format!("CreateNatGateway&SubnetId={outside}&AllocationId={address}"), "natGatewayId");
+        room.open(&format!("NatGatewayId={nat}"));
+        room
+    }
+
+    fn closed(rig: &'a Aws) -> Room<'a> {
         let mut room = Room { rig, vpc: String::new(), subnets: Default::default() };
         room.vpc = room.ask("CreateVpc&CidrBlock=10.60.0.0/16", "vpcId");
         room.ask(&format!("ModifyVpcAttribute&VpcId={}&EnableDnsHostnames.Value=true", room.vpc), "");
         room.subnets = ["a", "b"].map(|zone| room.subnet(&room.vpc, zone, if zone == "a" { 0 } else { 16 }));
-        let gateway = room.ask("CreateInternetGateway", "internetGatewayId");
-        room.ask(&format!("AttachInternetGateway&InternetGatewayId={gateway}&VpcId={}", room.vpc), "");
-        let table = room.ask(&format!("DescribeRouteTables&Filter.1.Name=vpc-id&Filter.1.Value.1={}", room.vpc), "routeTableId");
-        room.ask(&format!("CreateRoute&RouteTableId={table}&DestinationCidrBlock=0.0.0.0/0&GatewayId={gateway}"), "");
         room.ask(&format!("CreateSecurityGroup&GroupName=theirs&GroupDescription=theirs&VpcId={}", room.vpc), "groupId");
         room.ask(&format!("CreateNetworkInterface&SubnetId={}", room.subnets[0]), "networkInterfaceId");
         room
+    }
+
+    /// A way out by the network's main table.
+    fn open(&self, target: &str) {
+        let table = self.ask(&format!("DescribeRouteTables&Filter.1.Name=vpc-id&Filter.1.Value.1={}", self.vpc), "routeTableId");
+        self.ask(&format!("CreateRoute&RouteTableId={table}&DestinationCidrBlock=0.0.0.0/0&{target}"), "");
     }
 
     /// A call of EC2, and the first such thing in its answer.
@@ -60,10 +81,11 @@ fn example(operator: &Operator, section: &str) -> String {
     path.display().to_string()
 }
 
+/// Its subnets lead out by NAT: everything has addresses of the network only.
 #[test]
-fn a_cluster_in_a_given_network_serves_and_leaves_the_network_as_it_was() {
+fn a_cluster_in_a_given_network_serves_repairs_itself_and_leaves_the_network_as_it_was() {
     let rig = Aws::start();
-    let room = Room::new(&rig);
+    let room = Room::private(&rig);
     rig.decoys("00000000-0000-4000-8000-000000000000", "shop");
     // What the blueprint says of endpoints comes before the environment, also for the loop inside.
     let operator = rig.operator_told("AKIAOPERATOR", &[("AWS_ENDPOINT_URL", NOWHERE), ("AWS_ENDPOINT_URL_EC2", NOWHERE)]);
@@ -77,16 +99,19 @@ fn a_cluster_in_a_given_network_serves_and_leaves_the_network_as_it_was() {
     let made = ours(&rig, &before);
     let kinds = ["vpc", "subnet", "internet-gateway", "route-table"];
     assert!(made.iter().all(|row| !kinds.contains(&row.kind.as_str())), "{made:?}");
-    assert_eq!(instances(&rig).len(), 3);
     let again = operator.kprov(&["plan", &file, "--exit-code"]);
     assert_eq!(again.status.code(), Some(0), "plan after up is empty: {}", text(&again));
 
     // A worker that is lost is made again in the given network, by the loop and its role.
     rig.proxy.clear();
     rig.terminate(&instance(&rig, "machine/worker-1"));
-    let launched = |entry: &crate::rig::proxy::Entry| entry.call.action == "RunInstances" && is_loop(entry) && entry.took_effect();
+    let launched = |entry: &Entry| entry.call.action == "RunInstances" && is_loop(entry) && entry.took_effect();
     assert!(rig.proxy.wait(Duration::from_secs(60), |ledger| ledger.iter().any(launched)), "the loop made no machine");
     operator.ok(&["up", &file, "--yes"]);
+    for machine in instances(&rig) {
+        let described = room.ask(&format!("DescribeInstances&InstanceId.1={machine}"), "");
+        assert!(described.contains("<privateIpAddress>10.60.") && !described.contains("<publicIp>"), "{described}");
+    }
 
     let elsewhere = example(&operator, &format!("endpoint: \"{endpoint}\""));
     let moving = text(&operator.kprov(&["plan", &elsewhere]));
@@ -101,7 +126,7 @@ fn a_cluster_in_a_given_network_serves_and_leaves_the_network_as_it_was() {
 #[test]
 fn what_is_wrong_with_what_is_given_is_said_before_the_first_create() {
     let rig = Aws::without_machines();
-    let room = Room::new(&rig);
+    let room = Room::public(&rig);
     let operator = rig.operator();
     let other = room.ask("CreateVpc&CidrBlock=10.60.0.0/16", "vpcId");
     let theirs = room.subnet(&other, "c", 0);

@@ -421,11 +421,12 @@ impl Keeper {
         if !self.ghosts {
             self.balancers.set(&wishes);
         }
-        let public = |balancer: &KnownBalancer| {
-            let addresses = balancer.addresses.iter().filter_map(|address| address.public).collect::<Vec<_>>();
-            addresses.into_iter().map(|address| (balancer.dns.clone(), address)).collect::<Vec<_>>()
+        // Names of internal ones are public, too; their addresses lead there from inside only.
+        let names = |balancer: &KnownBalancer| {
+            let addresses = balancer.addresses.iter().map(|address| address.public.unwrap_or(address.private));
+            addresses.map(|address| (balancer.dns.clone(), address)).collect::<Vec<_>>()
         };
-        self.namespace.publish_names(&known.iter().flat_map(public).collect::<Vec<_>>());
+        self.namespace.publish_names(&known.iter().flat_map(names).collect::<Vec<_>>());
         for balancer in &known {
             if self.active.insert(balancer.id.clone()) {
                 post(&format!("/ready?id={}", balancer.id), "");
