@@ -191,7 +191,7 @@ impl fmt::Display for Inside {
             return writeln!(out, "waiting for nothing");
         }
         for line in lines.iter().take(MOST_ROWS) {
-            writeln!(out, "  {}", beside(2, line))?;
+            writeln!(out, "  {}", beside(4, line))?;
         }
         if lines.len() > MOST_ROWS {
             writeln!(out, "  ... and {} more (-o json has all)", lines.len() - MOST_ROWS)?;
@@ -260,15 +260,15 @@ mod tests {
   machine/control-1  10.88.0.11  ready
   load-balancer/web  10.88.0.11  broken: no backend
   machine/worker-1   -           missing: the loop is making it
-  machine/worker-2   -           missing: quota INSTANCES in europe-west1 is full: 12
-                                 are there, 12 are allowed, and nobody has asked
-                                 for more yet
+  machine/worker-2   -           missing: quota INSTANCES in europe-west1 is
+                                 full: 12 are there, 12 are allowed, and nobody
+                                 has asked for more yet
   machine/worker-3   -           missing: the loop has not looked yet
 nodes: 0 of 4 ready
   doing: create machine/worker-1: not there
   doing: create machine/worker-2: not there
   failed: create machine/worker-2: quota INSTANCES in europe-west1 is full: 12
-  are there, 12 are allowed, and nobody has asked for more yet
+    are there, 12 are allowed, and nobody has asked for more yet
   waiting for node/worker-3: has not joined yet
 ";
         assert_eq!(picture.to_string(), expected);
