@@ -1,11 +1,12 @@
 //! The local cloud by itself: machines that answer over SSH, and what happens when any of its processes is killed.
 
+use crate::harness::{binary, require_root};
 use kprov::engine::handoff::{Epoch, EpochStore};
 use kprov::engine::{Cluster, Door, Id, Observed, Phase, Request, Verb, token};
 use kprov::error::{Kind, Result};
-use kprov::providers::Provider;
 use kprov::providers::local::{FABRIC, Local, clusters, leftovers};
 use kprov::providers::resources::{FILESYSTEM, LOAD_BALANCER, MACHINE, NETWORK};
+use kprov::providers::{Provider, conformance};
 use serde_json::{Value, json};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -22,8 +23,9 @@ struct Stage {
 
 impl Stage {
     fn new(name: &str) -> Stage {
+        require_root();
         let cluster = Cluster { name: name.into(), uid: format!("{name}-{}", std::process::id()) };
-        let cloud = Local::connect(&cluster).with_program(env!("CARGO_BIN_EXE_kprov"));
+        let cloud = connect(&cluster);
         let folder = tempfile::tempdir().expect("a folder");
         let made = Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(folder.path().join("key")).status();
         assert!(made.expect("ssh-keygen is installed").success());
@@ -31,14 +33,18 @@ impl Stage {
     }
 
     fn machine_spec(&self, role: &str) -> Value {
-        let key = std::fs::read_to_string(self.folder.path().join("key.pub")).expect("the public key");
-        json!({"role": role, "group": role, "cpuMillis": 500, "memoryBytes": 256 << 20, "diskBytes": 1u64 << 30, "sshPublicKey": key.trim()})
+        let key = self.public_key();
+        json!({"role": role, "group": role, "cpuMillis": 500, "memoryBytes": 256 << 20, "diskBytes": 1u64 << 30, "sshPublicKey": key})
     }
 
     fn request(&self, verb: Verb, kind: &str, name: &str, spec: Value) -> Request {
         let id = Id::new(kind, name);
         let body = if spec.is_null() { json!({}) } else { json!({"spec": spec}) };
         Request { verb, token: token(&self.cluster.uid, &id, 1), id, generation: 1, handle: None, epoch: 0, body }
+    }
+
+    fn public_key(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("key.pub")).expect("the public key").trim().into()
     }
 
     async fn send(&self, request: &Request) -> Result<Option<Observed>> {
@@ -133,10 +139,12 @@ impl Stage {
         let mut all = self.cloud.observe(&[]).await.expect("the cloud answers");
         // Users before what they need.
         all.sort_by_key(|found| [LOAD_BALANCER, MACHINE, FILESYSTEM, NETWORK].iter().position(|kind| *kind == found.id.kind));
-        for found in all {
-            self.act(Verb::Delete, &found.id.kind, &found.id.name, Value::Null).await;
+        for id in all.into_iter().map(|found| found.id) {
+            let epoch = self.cloud.read().await.expect("the epoch can be read").map_or(0, |epoch| epoch.epoch);
+            let request = Request { epoch, ..self.request(Verb::Delete, &id.kind, &id.name, Value::Null) };
+            self.send(&request).await.unwrap_or_else(|error| panic!("{id} goes: {}", error.chain()));
         }
-        assert_eq!(leftovers(&self.cluster), Vec::<String>::new());
+        assert_eq!(self.cloud.leftovers().await, Vec::<String>::new());
         assert!(!clusters().unwrap().contains(&self.cluster));
         assert_eq!(self.cloud.observe(&[]).await.expect("nothing to ask"), Vec::new());
     }
@@ -155,6 +163,10 @@ impl Drop for Stage {
             let _ = std::thread::scope(|scope| scope.spawn(clean).join());
         }
     }
+}
+
+fn connect(cluster: &Cluster) -> Local {
+    Local::connect(cluster).with_program(binary())
 }
 
 fn kill(pid: i64) {
@@ -504,4 +516,25 @@ async fn two_clusters_live_side_by_side() {
     let right = stages[1].find(MACHINE, "same-name").await.unwrap();
     assert_eq!(stages[1].ssh(&right, "hostname"), "same-name");
     stages[1].delete_everything().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_local_cloud_conforms() {
+    let stages = [Stage::new("e2e-conform-a"), Stage::new("e2e-conform-b")];
+    let [a, b] = &stages;
+    conformance::run(async |cluster: &Cluster| connect(cluster), &a.cluster, &b.cluster, &a.public_key()).await;
+    for stage in &stages {
+        stage.delete_everything().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cloud_in_which_nothing_was_made_is_no_leftover() {
+    let stage = Stage::new("e2e-empty");
+    assert!(stage.cloud.swap(None, &Epoch { epoch: 1, owner: "cli".into() }).await.unwrap());
+    assert_ne!(leftovers(&stage.cluster), Vec::<String>::new(), "whoever claimed it died");
+    let request = Request { epoch: 1, ..stage.request(Verb::Await, NETWORK, FABRIC, Value::Null) };
+    assert_eq!(stage.send(&request).await.unwrap(), None);
+    assert_eq!(stage.cloud.leftovers().await, Vec::<String>::new());
+    assert_eq!(EpochStore::read(&stage.cloud).await.unwrap(), None);
 }

@@ -1,7 +1,7 @@
 //! What the local cloud's daemon and its clients say to each other: HTTP/1.1 with JSON bodies.
 //!
 //! `GET /v1/observe`, `POST /v1/execute`, `GET|POST /v1/epoch`, `GET /v1/changes?after=...` (answers when something has changed),
-//! `GET /v1/credentials` and `POST /v1/admit` (unix socket only).
+//! `GET /v1/credentials`, `POST /v1/admit` and `POST /v1/close` (unix socket only; a cloud that has anything stays open).
 
 use crate::engine::Observed;
 use crate::engine::handoff::Epoch;

@@ -45,6 +45,8 @@ struct State {
     /// Before the next restart by the cloud.
     pauses: HashMap<String, Duration>,
     balancers: HashMap<String, Arc<Balancer>>,
+    /// Why the network could not be opened, while it is not.
+    network_trouble: Option<String>,
     epoch: Option<Epoch>,
     /// Requests under way; nothing closes meanwhile.
     active: usize,
@@ -81,19 +83,25 @@ impl Cloud {
     }
 
     /// Takes over from the daemon before: whatever it left half done is finished, whatever runs is watched.
-    pub async fn recover(self: &Arc<Self>) -> Result<()> {
+    /// What this host refuses is said where it is missing, and tried again: a cloud that ended here could not even be asked why.
+    pub async fn recover(self: &Arc<Self>) {
         let records: Vec<Record> = self.state.lock().records.values().cloned().collect();
-        if let Some(network) = records.iter().find(|record| record.id.kind == NETWORK && record.stage == Stage::Made) {
-            self.open_network(network).await?;
+        if let Some(network) = records.iter().find(|record| record.id.kind == NETWORK && record.stage == Stage::Made)
+            && self.open_network(network).await.is_err()
+        {
+            tokio::spawn(self.clone().reopen_network());
         }
         let machines: Vec<String> =
             records.iter().filter(|record| record.id.kind == MACHINE).map(|record| record.id.name.clone()).collect();
         for name in sweep::unrecorded_machines(&self.layout, &machines) {
             let layout = self.layout.clone();
-            blocking(move || machine::remove(&layout, &name)).await?;
+            let removed = name.clone();
+            if let Err(error) = blocking(move || machine::remove(&layout, &removed)).await {
+                tracing::warn!("could not remove what is left of {name}: {}", error.chain());
+            }
         }
         for name in &machines {
-            self.find_machine(name)?;
+            self.find_machine(name);
         }
         for record in records {
             let cloud = self.clone();
@@ -120,7 +128,6 @@ impl Cloud {
             };
             tokio::spawn(work);
         }
-        Ok(())
     }
 
     // --- what is there ---
@@ -154,31 +161,34 @@ impl Cloud {
         let address = record.address.map(|address| address.to_string());
         let name = &record.id.name;
         let mut phase = Phase::Ready;
-        let (handle, outputs) = match record.id.kind.as_str() {
+        let outputs = match record.id.kind.as_str() {
             MACHINE => {
                 match state.machines.get(name) {
                     Some(Life::Running { .. }) => {}
                     Some(Life::Stopped(why)) => phase = Phase::Broken(format!("stopped: {why}")),
-                    Some(Life::Starting) | None => phase = Phase::Pending,
+                    // One that was made before only boots again: what is on its disk is still there.
+                    Some(Life::Starting) | None => phase = Phase::Broken("it is starting again".into()),
                 }
                 let keys: Vec<String> = machine::host_key(record).into_iter().collect();
-                let outputs = json!({"address": address, "privateAddress": address, "sshPort": 22, "sshUser": "root", "hostKeys": keys});
-                (self.layout.machine(name).display().to_string(), outputs)
+                json!({"address": address, "privateAddress": address, "sshPort": 22, "sshUser": "root", "hostKeys": keys})
             }
             LOAD_BALANCER => {
                 if !state.balancers.contains_key(name) {
                     phase = Phase::Pending;
                 }
-                (format!("{}/{}", self.layout.link(), address.as_deref().unwrap_or_default()), json!({"address": address}))
+                json!({"address": address})
             }
             FILESYSTEM => {
                 let place = format!("{}/filesystems/{name}", crate::sys::paths::DATA);
-                (self.layout.filesystems().join(name).display().to_string(), json!({"mount": {"type": "bind", "source": place}}))
+                json!({"mount": {"type": "bind", "source": place}})
             }
             _ => {
+                if let Some(why) = &state.network_trouble {
+                    phase = Phase::Broken(why.clone());
+                }
                 let part = |last| record.address.map(|subnet| layout::address(subnet, last).to_string());
                 let subnet = address.map(|subnet| format!("{subnet}/24"));
-                (self.layout.link(), json!({"subnet": subnet, "gateway": part(layout::GATEWAY), "host": part(layout::HOST)}))
+                json!({"subnet": subnet, "gateway": part(layout::GATEWAY), "host": part(layout::HOST)})
             }
         };
         match record.stage {
@@ -187,7 +197,19 @@ impl Cloud {
             Stage::Made => {}
         }
         let needs = needs(record, state.records.keys());
+        let handle = self.handle(record);
         Observed { id: record.id.clone(), handle, generation: record.generation, phase, spec: record.spec.clone(), outputs, needs }
+    }
+
+    /// Where it is on this host: two clusters have things of the same name, never in the same place.
+    fn handle(&self, record: &Record) -> String {
+        let name = &record.id.name;
+        match (record.id.kind.as_str(), record.address) {
+            (MACHINE, _) => self.layout.machine(name).display().to_string(),
+            (FILESYSTEM, _) => self.layout.filesystems().join(name).display().to_string(),
+            (LOAD_BALANCER, Some(address)) => format!("{}/{address}", self.layout.link()),
+            _ => self.layout.link(),
+        }
     }
 
     fn observe_one(&self, id: &Id) -> Option<Observed> {
@@ -299,7 +321,8 @@ impl Cloud {
             let message = format!("another writer acts on this cluster: {} with epoch {}", current.owner, current.epoch);
             return Err(Error::conflict(message).because(format!("this request came with epoch {}", request.epoch)));
         }
-        let existing = self.state.lock().records.get(&request.id).cloned();
+        let is_meant = |record: &&Record| request.handle.as_ref().is_none_or(|handle| *handle == self.handle(record));
+        let existing = self.state.lock().records.get(&request.id).filter(is_meant).cloned();
         let missing = || Error::provider(format!("{} does not exist", request.id));
         match (request.verb, existing) {
             (Verb::Create, None) => {
@@ -326,7 +349,7 @@ impl Cloud {
             }
             (Verb::Update, Some(record)) => self.update(record, Body::of(request)?).await?,
             (Verb::Repair, Some(record)) => self.repair(&record).await?,
-            (Verb::Delete | Verb::Await, None) => {}
+            (Verb::Delete | Verb::Await, None) => return Ok(None),
             (Verb::Update | Verb::Repair, None) => return Err(missing()),
         }
         Ok(self.observe_one(&request.id))
@@ -472,8 +495,38 @@ impl Cloud {
     async fn open_network(&self, record: &Record) -> Result<()> {
         let subnet = record.address.ok_or_else(|| Error::internal("the network has no subnet on record"))?;
         let layout = self.layout.clone();
-        blocking(move || fabric::ensure(&layout, subnet)).await?;
-        self.network.open((layout::address(subnet, layout::GATEWAY), layout::API_PORT).into()).await
+        let made = blocking(move || fabric::ensure(&layout, subnet)).await;
+        let opened = match made {
+            Ok(()) => self.network.open((layout::address(subnet, layout::GATEWAY), layout::API_PORT).into()).await,
+            failed => failed,
+        };
+        self.state.lock().network_trouble = opened.as_ref().err().map(Error::chain);
+        self.bump();
+        opened
+    }
+
+    /// What this host refused a moment ago is tried again.
+    async fn need_network(self: &Arc<Self>) -> Result<()> {
+        let network = {
+            let state = self.state.lock();
+            let made = state.records.values().find(|record| record.id.kind == NETWORK && record.stage == Stage::Made);
+            made.filter(|_| state.network_trouble.is_some()).map(|record| record.id.clone())
+        };
+        let Some(id) = network else { return Ok(()) };
+        self.turn(&id, async |cloud| cloud.open_network(&cloud.record(&id)?).await).await
+    }
+
+    /// Until it is open, or nobody wants it any more. Load balancers follow; machines have their own ways to be started again.
+    async fn reopen_network(self: Arc<Self>) {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(HEALTHY_AFTER);
+            match self.need_network().await {
+                Ok(()) => return self.refresh_balancers().await,
+                Err(error) => tracing::warn!("{}", error.chain()),
+            }
+        }
     }
 
     // --- load balancers ---
@@ -528,14 +581,14 @@ impl Cloud {
     // --- machines ---
 
     /// At the daemon's start: whether the machine runs, and its end seen if it does.
-    fn find_machine(self: &Arc<Self>, name: &str) -> Result<()> {
+    fn find_machine(self: &Arc<Self>, name: &str) {
         let why = || shim::last_exit(&self.layout, name).map_or("its host went down".into(), |exit| exit.why);
-        match machine::alive(&self.layout, name)? {
-            Alive::Running(running) => self.adopt(name, running.shim),
-            Alive::Starting => self.set_life(name, Life::Starting),
-            Alive::No => self.set_life(name, Life::Stopped(why())),
+        match machine::alive(&self.layout, name) {
+            Ok(Alive::Running(running)) => self.adopt(name, running.shim),
+            Ok(Alive::Starting) => self.set_life(name, Life::Starting),
+            Ok(Alive::No) => self.set_life(name, Life::Stopped(why())),
+            Err(error) => self.set_life(name, Life::Stopped(error.chain())),
         }
-        Ok(())
     }
 
     fn adopt(self: &Arc<Self>, name: &str, shim: i32) {
@@ -545,7 +598,11 @@ impl Cloud {
 
     async fn start(self: &Arc<Self>, name: &str) -> Result<()> {
         self.set_life(name, Life::Starting);
-        let outcome = match self.settle(name).await {
+        let begun = match self.need_network().await {
+            Ok(()) => self.settle(name).await,
+            Err(error) => Err(error),
+        };
+        let outcome = match begun {
             Ok(None) => self.run_shim(name).await,
             Ok(Some(shim)) => Ok(shim),
             Err(error) => Err(error),

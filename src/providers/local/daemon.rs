@@ -97,7 +97,7 @@ async fn run(layout: Layout) -> Result<()> {
     let _ = fs::remove_file(layout.socket());
     let listener = tokio::net::UnixListener::bind(layout.socket()).or_fail(Kind::Host, failed)?;
     fs::set_permissions(layout.socket(), fs::Permissions::from_mode(0o600)).or_fail(Kind::Host, failed)?;
-    cloud.recover().await?;
+    cloud.recover().await;
     tracing::info!("the local cloud of {} serves", cloud.cluster.name);
     let mut closed = cloud.closed.subscribe();
     let mut unused = tokio::time::interval(UNUSED_TIMEOUT);
@@ -158,6 +158,9 @@ impl Doors {
         match (method.as_str(), path.as_str()) {
             ("GET", "/v1/observe") => done(Ok(self.cloud.observe())),
             ("POST", "/v1/execute") => done(self.execute(request).await),
+            ("POST", "/v1/close") if way == Way::Socket => {
+                done(self.cloud.close_if_unused().map(|closed| Executed { observed: None, closing: closing(closed) }))
+            }
             ("GET", "/v1/epoch") => done(Ok(self.cloud.epoch())),
             ("POST", "/v1/epoch") => done(read::<SwapEpoch>(request).await.and_then(|swap| self.cloud.swap_epoch(swap))),
             ("GET", "/v1/changes") => {
@@ -178,8 +181,12 @@ impl Doors {
         let request: Request = read(request).await?;
         let (observed, closed) =
             tokio::spawn(self.cloud.clone().execute(request)).await.or_fail(Kind::Internal, || "a task of the local cloud died")??;
-        Ok(Executed { observed, closing: closed.then_some(std::process::id() as i32) })
+        Ok(Executed { observed, closing: closing(closed) })
     }
+}
+
+fn closing(closed: bool) -> Option<i32> {
+    closed.then_some(std::process::id() as i32)
 }
 
 async fn read<T: DeserializeOwned>(request: http::Request<Incoming>) -> Result<T> {

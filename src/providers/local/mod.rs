@@ -95,6 +95,17 @@ impl Local {
         }
     }
 
+    /// A cloud in which nothing was made, or whose last thing went while nobody waited for it, would stay until it notices.
+    async fn close(&self) {
+        if !self.exists() {
+            return;
+        }
+        match self.ask::<api::Executed>("POST", "/v1/close", &()).await {
+            Ok(done) => until_ended(done.closing).await,
+            Err(error) => tracing::debug!("{}", error.chain()),
+        }
+    }
+
     /// Starts the daemon on the host; from inside it is there or somebody else starts it.
     async fn wake(&self) -> Result<()> {
         match &self.way {
@@ -118,6 +129,13 @@ impl Local {
         }
         self.wake().await?;
         self.way.call(method, path, body).await
+    }
+}
+
+/// A daemon that closes is a leftover until it has ended.
+async fn until_ended(daemon: Option<i32>) {
+    if let Some(daemon) = daemon {
+        let _ = tokio::time::timeout(Duration::from_secs(5), crate::sys::process::ended(daemon)).await;
     }
 }
 
@@ -177,10 +195,7 @@ impl Door for Local {
             return Ok(None);
         }
         let done = done?;
-        if let Some(daemon) = done.closing {
-            // Until then it is a leftover, too.
-            let _ = tokio::time::timeout(Duration::from_secs(5), crate::sys::process::ended(daemon)).await;
-        }
+        until_ended(done.closing).await;
         Ok(done.observed)
     }
 }
@@ -221,6 +236,7 @@ impl Provider for Local {
     }
 
     async fn leftovers(&self) -> Vec<String> {
+        self.close().await;
         leftovers(&self.cluster)
     }
 
