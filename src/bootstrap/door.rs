@@ -180,9 +180,7 @@ pub struct SshObserver {
 #[async_trait]
 impl HostObserver for SshObserver {
     async fn observe(&self, known: &[Observed]) -> Result<Vec<Observed>> {
-        // What runs on a machine that itself is not well is not asked: the machine comes first.
-        let machines = known.iter().filter(|seen| seen.id.kind == MACHINE && seen.phase == Phase::Ready);
-        let looks = machines.map(|machine| self.look(machine));
+        let looks = known.iter().filter(|seen| seen.id.kind == MACHINE).map(|machine| self.look(machine));
         let found = futures::future::try_join_all(looks).await?;
         Ok(found.into_iter().flatten().collect())
     }
@@ -190,6 +188,15 @@ impl HostObserver for SshObserver {
 
 impl SshObserver {
     async fn look(&self, machine: &Observed) -> Result<Option<Observed>> {
+        match &machine.phase {
+            Phase::Ready => self.ask(machine).await,
+            // Nobody answers there now. What was installed is most likely still on its disk, and looked at once the machine is mended.
+            Phase::Broken(_) => Ok(Some(unreachable(machine, "its machine comes first".into()))),
+            Phase::Pending | Phase::Deleting => Ok(None),
+        }
+    }
+
+    async fn ask(&self, machine: &Observed) -> Result<Option<Observed>> {
         let target = Target::of(machine, Side::Outside)?;
         let facts = async {
             let connection = self.ssh.connect(&target, GLANCE).await?;
@@ -200,7 +207,7 @@ impl SshObserver {
             // Whether it is installed cannot be known: "broken" asks for a repair, which looks again with more patience.
             Err(error) => {
                 self.ssh.forget(&target.machine);
-                Ok(Some(unreachable(&target, machine.generation, error.chain())))
+                Ok(Some(unreachable(machine, error.chain())))
             }
         }
     }
@@ -214,15 +221,16 @@ fn judge(cluster: &Cluster, target: &Target, facts: &super::facts::Facts, now: S
 }
 
 /// Nothing is known of it but that it should answer: no spec, so nothing is compared.
-fn unreachable(target: &Target, generation: u32, why: String) -> Observed {
+fn unreachable(machine: &Observed, why: String) -> Observed {
+    let name = &machine.id.name;
     Observed {
-        id: Id::new(HOST, &target.machine),
-        handle: target.machine.clone(),
-        generation,
+        id: Id::new(HOST, name),
+        handle: name.clone(),
+        generation: machine.generation,
         phase: Phase::Broken(why),
         spec: json!({}),
-        outputs: json!({"nodeName": target.machine, "address": target.address}),
-        needs: vec![Id::new(MACHINE, &target.machine)],
+        outputs: json!({"nodeName": name, "address": machine.outputs["address"]}),
+        needs: vec![machine.id.clone()],
     }
 }
 

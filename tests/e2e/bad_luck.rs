@@ -1,13 +1,16 @@
 //! What pods may count on, and what goes wrong around them: a runtime that dies, a control plane that is away, a host that was rebooted,
-//! a disk that is full.
+//! a disk that is full, a host that cannot carry machines at all.
 
-use crate::harness::{Operated, Story, assert_gone, http_get, text};
+use crate::harness::{Operated, Story, assert_gone, binary, http_get, text};
 use kprov::engine::Cluster;
 use kprov::providers::local::leftovers;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 /// One pod per promise. `IMAGE` and `SHOP` (the address of the shop's service) are filled in; programs to look with are the machine's own.
@@ -312,6 +315,8 @@ fn a_host_that_was_rebooted_gets_its_cluster_back_with_one_up() {
     reboot(&cluster);
     let answers = || http_get(&address, "/").is_ok_and(|answer| answer.contains("Sharing /media with: web-"));
     assert!(!answers(), "nothing is left that could answer");
+    let plan = story.ok(&["plan", blueprint.to_str().expect("path")]);
+    assert!(plan.contains("Plan: 0 to create") && plan.contains("~ host/worker-1"), "what is on disk is mended, not made: {plan}");
     assert_eq!(up(&story, &blueprint), address);
     assert!(answers(), "it serves again");
     assert_eq!(identity(), before, "the same cluster with the same objects");
@@ -319,7 +324,22 @@ fn a_host_that_was_rebooted_gets_its_cluster_back_with_one_up() {
     let plan = story.kprov(&["plan", blueprint.to_str().expect("path"), "--exit-code"]);
     assert_eq!(plan.status.code(), Some(0), "{}", text(&plan));
 
-    // Once more, and then nobody wants it any more.
+    // Once more, and for a while something is in the way of its network: the cloud says so, and goes on by itself once that is gone.
+    let left = leftovers(&cluster);
+    let namespace = left.iter().find_map(|line| line.strip_prefix("network namespace ")).expect("the cluster's network");
+    reboot(&cluster);
+    std::fs::create_dir_all(namespace).expect("something in the way");
+    let status = || text(&story.kprov(&["status", &story.name]));
+    let said = status();
+    let told = |thing: &str, why: &str| said.lines().any(|line| line.trim().starts_with(thing) && line.contains(why));
+    assert!(told("network/", "broken: could not make the network"), "{said}");
+    assert!(told("machine/worker-1", "broken: stopped") && told("filesystem/media", "ready"), "{said}");
+    std::fs::remove_dir(namespace).expect("it is empty");
+    until("the control plane is back with nobody asking", || {
+        status().lines().any(|line| line.contains("machine/control-1") && line.ends_with("ready"))
+    });
+
+    // And then nobody wants it any more.
     reboot(&cluster);
     story.ok(&["down", &story.name, "--yes"]);
     assert_gone(&cluster);
@@ -351,6 +371,63 @@ fn remove_group(group: &Path) {
     let inside = std::fs::read_dir(group).expect("a control group").flatten();
     inside.filter(|entry| entry.path().is_dir()).for_each(|entry| remove_group(&entry.path()));
     until("a control group is empty", || std::fs::remove_dir(group).is_ok());
+}
+
+/// kprov on a host that looks otherwise: `script` changes mounts and links of its own first.
+fn elsewhere(story: &Story, script: &str, arguments: &[&str]) -> Output {
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--net", "--propagation", "private", "sh", "-ec", &format!("{script}\nexec \"$@\""), "sh"]);
+    command.arg(binary()).args(arguments).env("KPROV_HOME", story.home()).stdin(Stdio::null()).output().expect("unshare starts")
+}
+
+#[test]
+fn what_a_host_lacks_is_said_at_once_and_before_anything_is_made() {
+    let story = Story::new("lacks");
+    let blueprint = story.example();
+    let up = ["up", blueprint.to_str().expect("path"), "--yes"];
+    let check = |output: Output, parts: &[&str]| {
+        let said = text(&output);
+        assert_eq!(output.status.code(), Some(3), "{said}");
+        for part in parts {
+            assert!(said.contains(part), "{part:?} in: {said}");
+        }
+        let exists = kprov::providers::local::clusters().expect("this host is readable").iter().any(|cluster| cluster.name == story.name);
+        assert!(!exists, "nothing was made: {said}");
+    };
+    let filesystems = story.write("filesystems", "nodev\ttmpfs\n\text4\n");
+    let poor = format!(
+        "mount --bind {} /proc/filesystems
+         if test -d /lib/modules; then mount -t tmpfs none /lib/modules; fi
+         umount -R -l /sys/fs/cgroup
+         mount --bind /dev/null \"$(command -v nft)\"",
+        filesystems.display()
+    );
+    check(
+        elsewhere(&story, &poor, &up),
+        &[
+            "could not use this host for machines: 3 problems",
+            "overlay: the kernel has no overlay filesystem",
+            "control groups: no cpu, memory, pids controller",
+            "nft: not installed",
+            "hint: use a kernel with CONFIG_OVERLAY_FS",
+            "hint: apt-get install nftables",
+        ],
+    );
+    let crowded = "ip link set lo up; for network in 10.0.0.0/8 172.16.0.0/12 192.168.0.0/16; do ip route add blackhole $network; done";
+    check(elsewhere(&story, crowded, &up), &["network: this host has routes to all private networks", "hint: see `ip route`"]);
+    let container = "mount -t tmpfs none /run; mkdir /run/lower /run/upper /run/work
+         mount -t overlay none -o lowerdir=/run/lower,upperdir=/run/upper,workdir=/run/work /var/lib";
+    check(elsewhere(&story, container, &up), &["is itself on an overlay", "hint: mount a disk or tmpfs at /var/lib/kprov/local"]);
+
+    // Somebody who is not root, with a program and a home that anybody may use.
+    std::fs::set_permissions(story.path(""), std::fs::Permissions::from_mode(0o755)).expect("the story's folder");
+    let (program, home) = (story.path("kprov"), story.path("nobody"));
+    std::fs::copy(binary(), &program).expect("a copy of kprov");
+    std::fs::create_dir(&home).expect("a home");
+    std::os::unix::fs::chown(&home, Some(65534), Some(65534)).expect("nobody's home");
+    let mut nobody = Command::new(program);
+    nobody.args(up).env("KPROV_HOME", home).stdin(Stdio::null()).uid(65534).gid(65534);
+    check(nobody.output().expect("kprov starts"), &["hint: run kprov as root (sudo)"]);
 }
 
 /// Takes the place of the server's folder: so small that it can be filled up.

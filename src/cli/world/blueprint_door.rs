@@ -77,13 +77,14 @@ impl Door for BlueprintDoor {
     }
 
     async fn observe(&self, known: &[Observed]) -> Result<Vec<Observed>> {
-        let Some(machine) = control_plane(known) else { return Ok(Vec::new()) };
-        let client = self.client(machine)?;
         let name = &self.trust.cluster.name;
-        match tokio::time::timeout(LOOK, client.get::<BlueprintObject>("", name)).await {
-            Ok(Ok(Some(object))) => Ok(vec![observed(&object, machine)?]),
-            _ => Ok(Vec::new()),
+        if let Some(machine) = control_plane(known) {
+            let client = self.client(machine)?;
+            if let Ok(Ok(object)) = tokio::time::timeout(LOOK, client.get::<BlueprintObject>("", name)).await {
+                return object.map(|object| observed(&object, machine)).into_iter().collect();
+            }
         }
+        Ok(unanswered(name, known).into_iter().collect())
     }
 
     fn render(&self, action: &Action, inputs: &Inputs) -> Result<Request> {
@@ -106,6 +107,21 @@ impl Door for BlueprintDoor {
 fn observed(object: &BlueprintObject, machine: &Observed) -> Result<Observed> {
     let name = machine.id.name.clone();
     Ok(Observed { spec: json!({"digest": digest(&object.spec)?}), needs: vec![Id::new(HOST, name)], ..bare(object) })
+}
+
+/// Where an API was installed but does not answer, what it keeps is most likely there, and is written again: not made anew.
+fn unanswered(name: &str, known: &[Observed]) -> Option<Observed> {
+    let installed = |machine: &&Observed| known.iter().any(|host| host.id == Id::new(HOST, &machine.id.name));
+    let machine = known.iter().filter(|thing| is_control_plane(thing)).find(installed)?;
+    Some(Observed {
+        id: Id::new(BLUEPRINT, name),
+        handle: name.into(),
+        generation: 1,
+        phase: Phase::Broken("its API does not answer".into()),
+        spec: json!({}),
+        outputs: json!({}),
+        needs: vec![Id::new(HOST, &machine.id.name)],
+    })
 }
 
 fn bare(object: &BlueprintObject) -> Observed {
