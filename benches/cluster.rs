@@ -50,7 +50,7 @@ struct Bench {
 impl Bench {
     fn blueprint(&self) -> String {
         let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("blueprints");
-        let text = std::fs::read_to_string(examples.join("local.yaml")).expect("local.yaml");
+        let text = std::fs::read_to_string(examples.join("shop.yaml")).expect("shop.yaml");
         let path = self.folder.path().join("bench.yaml");
         std::fs::write(&path, text.replace("  name: shop\n", "  name: bench\n")).expect("bench.yaml");
         std::fs::copy(examples.join("web.yaml"), self.folder.path().join("web.yaml")).expect("web.yaml");

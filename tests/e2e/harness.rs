@@ -71,9 +71,19 @@ pub struct Story {
 impl Story {
     /// `name` becomes part of the cluster's name; the process id keeps two runs apart.
     pub fn new(name: &str) -> Story {
+        Story::called(format!("{name}-{}", std::process::id()))
+    }
+
+    /// The example's own name: not a letter of it is changed, unless a cluster of somebody else on this host is called so.
+    pub fn of_the_shop() -> Story {
+        let taken = kprov::providers::local::clusters().expect("this host is readable").iter().any(|cluster| cluster.name == "shop");
+        if taken { Story::new("shop") } else { Story::called("shop".into()) }
+    }
+
+    fn called(name: String) -> Story {
         require_root();
         let folder = tempfile::Builder::new().prefix("kprov-e2e-").tempdir().expect("a folder for the story");
-        Story { name: format!("{name}-{}", std::process::id()), folder }
+        Story { name, folder }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -94,10 +104,10 @@ impl Story {
     pub fn example(&self) -> PathBuf {
         let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("blueprints");
         std::fs::copy(examples.join("web.yaml"), self.path("web.yaml")).expect("web.yaml");
-        let text = std::fs::read_to_string(examples.join("local.yaml")).expect("local.yaml");
-        let renamed =
-            text.replace("name: shop}", &format!("name: {}}}", self.name)).replace("name: shop\n", &format!("name: {}\n", self.name));
-        assert!(renamed.contains(&self.name), "the example's name was not found");
+        let text = std::fs::read_to_string(examples.join("shop.yaml")).expect("shop.yaml");
+        assert!(text.contains("  provider: local "), "the example is for this host as it is");
+        let renamed = text.replace("  name: shop\n", &format!("  name: {}\n", self.name));
+        assert!(renamed.contains(&format!("  name: {}\n", self.name)), "the example's name was not found");
         self.write("blueprint.yaml", &renamed)
     }
 

@@ -44,13 +44,7 @@ spec:
 ";
 
 fn examples() -> Vec<String> {
-    let files = [
-        include_str!("../../../blueprints/local.yaml"),
-        include_str!("../../../blueprints/shop.yaml"),
-        include_str!("../../../blueprints/ssh.yaml"),
-        WEB,
-        RICH,
-    ];
+    let files = [include_str!("../../../blueprints/shop.yaml"), include_str!("../../../blueprints/ssh.yaml"), WEB, RICH];
     files.map(String::from).into_iter().chain([starter::text("shop")]).collect()
 }
 
@@ -131,7 +125,7 @@ fn damage() -> impl Strategy<Value = Damage> {
         1 => at().prop_map(|at| Damage::Cut { at }),
         2 => (at(), 1..40_usize).prop_map(|(at, length)| Damage::Remove { at, length }),
         2 => (at(), 1..200_usize, at(), 1..4_usize).prop_map(|(from, length, to, times)| Damage::Repeat { from, length, to, times }),
-        2 => (0..6_usize, at(), 1..200_usize, at()).prop_map(|(example, from, length, to)| Damage::Splice { example, from, length, to }),
+        2 => (0..5_usize, at(), 1..200_usize, at()).prop_map(|(example, from, length, to)| Damage::Splice { example, from, length, to }),
         4 => (at(), pieces()).prop_map(|(at, piece)| Damage::Insert { at, piece }),
         8 => (at(), pieces()).prop_map(|(at, piece)| Damage::Word { at, piece }),
         4 => (at(), at()).prop_map(|(from, to)| Damage::Line { from, to }),
@@ -202,7 +196,7 @@ fn damaged(first: std::ops::Range<usize>) -> impl Strategy<Value = Vec<u8>> {
 
 /// Any of the examples, with up to seven damages.
 pub fn texts() -> impl Strategy<Value = String> {
-    damaged(0..6).prop_map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+    damaged(0..5).prop_map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// Lines end as YAML says, at a line feed, a carriage return or both; or, for bytes that are no text at all, at line feeds alone.
@@ -278,7 +272,7 @@ fn the_examples_are_good_before_they_are_damaged() {
 
 #[test]
 fn fuzz_damaged_blueprints_are_kept_or_refused_with_a_place() {
-    let manifests = prop_oneof![3 => Just(Manifest(WEB.into())), 1 => damaged(3..4).prop_map(Manifest)];
+    let manifests = prop_oneof![3 => Just(Manifest(WEB.into())), 1 => damaged(2..3).prop_map(Manifest)];
     fuzz(&(texts(), manifests), 1000, |(text, Manifest(web))| read_or_refused(&text, &web));
 }
 
