@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -34,18 +35,25 @@ pub struct State {
     _lock: files::Lock,
 }
 
+/// A command that was killed while it started another process: that one holds the lock, too, until it has become what it is to be.
+const LAST_BREATH: Duration = Duration::from_millis(500);
+
 impl State {
-    /// Makes the folder when it is not there. Fails at once when another command holds it.
+    /// Makes the folder when it is not there. Fails when another command holds it.
     pub fn open(provider: ProviderName, name: &str) -> Result<State> {
         let folder = folder(provider, name);
         private_folder(&folder)?;
-        let lock = files::Lock::try_take(&folder.join("lock"))
-            .or_fail(Kind::Host, || format!("could not lock {}", folder.display()))?
-            .ok_or_else(|| {
-                Error::conflict(format!("another kprov command is working on cluster {name}"))
-                    .hint("wait for it to end, then run this again")
-            })?;
-        Ok(State { folder, _lock: lock })
+        let end = Instant::now() + LAST_BREATH;
+        loop {
+            match files::Lock::try_take(&folder.join("lock")).or_fail(Kind::Host, || format!("could not lock {}", folder.display()))? {
+                Some(lock) => return Ok(State { folder, _lock: lock }),
+                None if Instant::now() < end => std::thread::sleep(Duration::from_millis(10)),
+                None => {
+                    return Err(Error::conflict(format!("another kprov command is working on cluster {name}"))
+                        .hint("wait for it to end, then run this again"));
+                }
+            }
+        }
     }
 
     pub fn save(&self, record: &Record) -> Result<()> {

@@ -1,6 +1,7 @@
-//! Killed anywhere, run it again: the real binary, kill -9 right after a step was reported, and what the next run makes of it.
+//! Killed anywhere, run it again: the real binary, kill -9 at any step, and what the next run makes of it.
 
 use crate::harness::{Operated, Story, assert_gone, http_get, text};
+use crate::steps::{assert_at, kill_at_every_step};
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
 
@@ -15,31 +16,47 @@ fn kill_after(story: &Story, arguments: &[&str], word: &str, count: usize) {
 }
 
 #[test]
-fn up_killed_after_any_step_is_continued_by_the_next_up() {
-    for step in [1, 3, 6, 8, 10] {
-        let story = Story::new(&format!("up{step}"));
-        let blueprint = story.example();
-        let file = blueprint.to_str().expect("path");
-        kill_after(&story, &["up", file, "--yes"], "] created ", step);
-        story.ok(&["up", file, "--yes"]);
-        let plan = story.kprov(&["plan", file, "--exit-code"]);
-        assert_eq!(plan.status.code(), Some(0), "after a kill at step {step}: {}", text(&plan));
-        let cluster = story.cluster();
-        story.ok(&["down", &story.name, "--yes"]);
-        assert_gone(&cluster);
-    }
+fn up_and_down_killed_at_every_step_converge() {
+    let story = Story::new("steps");
+    let blueprint = story.example();
+    let file = blueprint.to_str().expect("path");
+    let log = |command: &str| story.home().join(format!("log/{command}-{}.log", story.name));
+    let mut deaths = 0;
+    // Every other time the cloud itself dies with its operator.
+    let between = || {
+        deaths += 1;
+        if deaths % 2 == 0 {
+            story.kill_daemon();
+        }
+    };
+    let died = kill_at_every_step(&story, &log("up"), &["up", file, "--yes"], between);
+    let network = |verb: &str| format!("{verb} network/{}", story.name);
+    assert_at(&died, &["round Plan", &network("create"), "create filesystem/media", "create machine/control-1", "create machine/worker-"]);
+    assert_at(&died, &["create host/control-1", "create host/worker-", "create load-balancer/web", "create blueprint/", "waiting: "]);
+    let up: serde_json::Value = serde_json::from_str(&story.ok(&["up", file, "--yes", "-o", "json"])).expect("JSON");
+    let address = format!("{}:80", up["loadBalancers"][0]["address"].as_str().expect("address"));
+    assert!(http_get(&address, "/").expect("it serves").contains("Hello from web-"));
+    let plan = story.kprov(&["plan", file, "--exit-code"]);
+    assert_eq!(plan.status.code(), Some(0), "{}", text(&plan));
+
+    let cluster = story.cluster();
+    let died = kill_at_every_step(&story, &log("down"), &["down", file, "--yes"], || ());
+    assert_at(&died, &["delete machine/control-1", "delete machine/worker-", "delete filesystem/media", &network("delete")]);
+    assert_gone(&cluster);
 }
 
 #[test]
-fn a_half_done_up_and_a_half_done_down_leave_nothing_after_the_next_down() {
-    let story = Story::new("half");
-    let blueprint = story.example();
-    let file = blueprint.to_str().expect("path");
-    kill_after(&story, &["up", file, "--yes"], "] created ", 5);
-    let cluster = story.cluster();
-    kill_after(&story, &["down", file, "--yes"], "] deleted ", 2);
-    story.ok(&["down", file, "--yes"]);
-    assert_gone(&cluster);
+fn an_up_that_was_killed_after_any_step_is_taken_away_by_the_next_down() {
+    // The network, the filesystem, three machines, the load balancer, three hosts; the tenth is the blueprint itself.
+    for step in 1..=10 {
+        let story = Story::new(&format!("half{step}"));
+        let blueprint = story.example();
+        let file = blueprint.to_str().expect("path");
+        kill_after(&story, &["up", file, "--yes"], "] created ", step);
+        let cluster = story.cluster();
+        story.ok(&["down", file, "--yes"]);
+        assert_gone(&cluster);
+    }
 }
 
 #[test]

@@ -134,8 +134,21 @@ impl Story {
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).expect("kill");
     }
 
+    /// The same for the cloud's daemon, where one runs.
+    pub fn kill_daemon(&self) {
+        let clusters = kprov::providers::local::clusters().expect("this host is readable");
+        let uid = clusters.into_iter().find(|cluster| cluster.name == self.name).map(|cluster| cluster.uid);
+        if let Some(daemon) = uid.and_then(|uid| self.find_process(&["local", "daemon", &uid])) {
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(daemon), nix::sys::signal::Signal::SIGKILL);
+        }
+    }
+
     /// By the command line after the program's name.
     fn process(&self, words: &[&str]) -> i32 {
+        self.find_process(words).unwrap_or_else(|| panic!("no process runs kprov {words:?}"))
+    }
+
+    fn find_process(&self, words: &[&str]) -> Option<i32> {
         let processes = std::fs::read_dir("/proc").expect("/proc").flatten();
         let found = processes.filter_map(|process| {
             let command = std::fs::read(process.path().join("cmdline")).ok()?;
@@ -143,7 +156,7 @@ impl Story {
             let ours = words.iter().zip(&theirs).all(|(ours, theirs)| ours.as_bytes() == *theirs) && theirs.len() > words.len();
             ours.then(|| process.file_name().to_str()?.parse().ok()).flatten()
         });
-        found.min().unwrap_or_else(|| panic!("no process runs kprov {words:?}"))
+        found.min()
     }
 }
 

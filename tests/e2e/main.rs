@@ -20,3 +20,4 @@ mod local_machines;
 mod main_job;
 mod rig;
 mod ssh;
+mod steps;
