@@ -168,7 +168,7 @@ fn token(call: &Call) -> Answer<Response> {
         iat: now.as_second(),
         iss: issuer,
         jti: uuid::Uuid::new_v4().to_string(),
-        nbf: now.as_second(),
+        nbf: now.as_second() - tokens::BACKDATED_SECONDS,
         sub: format!("system:serviceaccount:{}:{}", call.target.namespace, call.target.name),
         kubernetes: private,
     };

@@ -51,6 +51,9 @@ impl Keys {
     }
 }
 
+/// As certificates are: a clock that is set back by an hour takes no token away.
+pub const BACKDATED_SECONDS: i64 = 3600;
+
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Claims {
     pub aud: Vec<String>,

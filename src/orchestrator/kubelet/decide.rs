@@ -99,11 +99,6 @@ pub fn grace(pod: &Pod) -> i64 {
     pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds).unwrap_or(DEFAULT_GRACE_SECONDS)
 }
 
-/// True when a moment has come; also when it lies absurdly far ahead, because then the clock jumped back.
-pub fn is_due(at: Nanos, now: Nanos) -> bool {
-    now >= at || at - now > 2 * LONGEST_PAUSE
-}
-
 fn end(pod: &Pod, seen: &Observed, memory: &Memory, ending: &Ending, plan: &mut Plan) {
     let until = ending.since + ending.grace_seconds.max(0) * SECOND;
     stop_all(pod, seen, memory, until, "Stopping container {}", plan);
@@ -165,7 +160,7 @@ fn run(pod: &Pod, seen: &Observed, memory: &Memory, now: Nanos, plan: &mut Plan)
     }
     match &memory.volumes {
         Step::Undone => plan.ops.push(Op::PrepareVolumes),
-        Step::Failed(failure) if is_due(failure.retry_at, now) => plan.ops.push(Op::PrepareVolumes),
+        Step::Failed(failure) if failure.retry_at <= now => plan.ops.push(Op::PrepareVolumes),
         Step::Failed(failure) => plan.wake(failure.retry_at),
         Step::Busy | Step::Done => {}
     }
@@ -194,7 +189,7 @@ fn renew_sandbox(pod: &Pod, seen: &Observed, memory: &Memory, now: Nanos, plan: 
         return;
     }
     stop_sandboxes(seen.sandboxes.iter(), memory, plan);
-    if let Some(failure) = memory.sandbox_failure.as_ref().filter(|failure| !is_due(failure.retry_at, now)) {
+    if let Some(failure) = memory.sandbox_failure.as_ref().filter(|failure| failure.retry_at > now) {
         return plan.wake(failure.retry_at);
     }
     plan.ops.push(Op::CreateSandbox { attempt: seen.sandboxes.first().map_or(0, |sandbox| sandbox.attempt + 1) });
@@ -284,8 +279,8 @@ impl Scene<'_> {
     /// The first restart is immediate, later ones wait ever longer after the exit.
     fn restart(&mut self, spec: &ContainerSpec, container: &Container) {
         let pause = pause_after(container, self.memory.backoff.get(&spec.name).copied());
-        let at = container.finished + pause;
-        if pause > 0 && !is_due(at, self.now) {
+        let at = container.ended + pause;
+        if at > self.now {
             let meta = &self.pod.metadata;
             let (pod, namespace) = (meta.name.as_deref().unwrap_or_default(), meta.namespace.as_deref().unwrap_or_default());
             let uid = meta.uid.as_deref().unwrap_or_default();
@@ -301,7 +296,7 @@ impl Scene<'_> {
     /// Starts when volumes and image are there; `next_pause` is what the next exit will wait.
     fn start(&mut self, spec: &ContainerSpec, next_pause: Option<Nanos>) {
         let name = &spec.name;
-        if let Some(failure) = self.memory.failures.get(name).filter(|failure| !is_due(failure.retry_at, self.now)) {
+        if let Some(failure) = self.memory.failures.get(name).filter(|failure| failure.retry_at > self.now) {
             self.plan.wait(name, failure.reason, &failure.message);
             return self.plan.wake(failure.retry_at);
         }
@@ -309,7 +304,7 @@ impl Scene<'_> {
         match self.memory.images.get(name).unwrap_or(&Step::Undone) {
             Step::Done => {}
             Step::Busy => may_start = false,
-            Step::Failed(failure) if !is_due(failure.retry_at, self.now) => {
+            Step::Failed(failure) if failure.retry_at > self.now => {
                 self.plan.wait(name, failure.reason, &failure.message);
                 self.plan.wake(failure.retry_at);
                 may_start = false;

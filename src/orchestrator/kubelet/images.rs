@@ -2,7 +2,6 @@
 
 use super::cri::Runtime;
 use super::cri::messages::{AuthConfig, Image};
-use super::decide::is_due;
 use super::observed::{Failure, Nanos, SECOND};
 use base64::Engine;
 use k8s_openapi::api::core::v1::{Container, Secret};
@@ -27,7 +26,7 @@ pub fn policy(spec: &Container) -> &str {
 
 /// A pull that failed is first shown as the error, then as the back-off; `None` means: try (again) now.
 pub fn back_off(before: Option<&Failure>, image: &str, now: Nanos) -> Option<(Failure, Talk)> {
-    let before = before.filter(|before| before.reason == "ErrImagePull" && is_due(before.retry_at, now))?;
+    let before = before.filter(|before| before.reason == "ErrImagePull" && before.retry_at <= now)?;
     let message = format!("Back-off pulling image \"{image}\": ErrImagePull: {}", before.message);
     let talk =
         vec![("BackOff", format!("Back-off pulling image \"{image}\""), false), ("Failed", "Error: ImagePullBackOff".to_owned(), true)];

@@ -87,7 +87,7 @@ pub async fn run_with(config: Arc<AgentConfig>, client: Client, services: Inform
         logs: PathBuf::from(LOGS),
         owners: Mutex::default(),
         happenings: broadcast::Sender::new(HAPPENINGS),
-        started: worker::now(),
+        started: worker::wall(),
         runtime: runtime.clone(),
         client: client.clone(),
         config: config.clone(),

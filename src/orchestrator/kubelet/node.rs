@@ -3,7 +3,7 @@
 use super::cri::messages::RuntimeCondition;
 use super::inotify::Watch;
 use super::status::time as text_time;
-use super::worker::now;
+use super::worker::wall;
 use super::{Context, server};
 use crate::blueprint::quantity::{format_bytes, format_cpu};
 use crate::error::{Error, Result};
@@ -107,7 +107,7 @@ pub async fn report(context: Arc<Context>, cancel: CancellationToken) {
     let watch = Watch::folder(Path::new(CNI_FOLDER)).inspect_err(|error| tracing::warn!(%error, "could not watch {CNI_FOLDER}")).ok();
     let mut happenings = context.happenings.subscribe();
     let mut reporter =
-        Reporter { context: context.clone(), told: None, told_at: None, ready_since: text_time(now()), ready: None, missing_since: None };
+        Reporter { context: context.clone(), told: None, told_at: None, ready_since: text_time(wall()), ready: None, missing_since: None };
     reporter.event("Starting", "Starting kprov's kubelet.");
     let mut check = tokio::time::interval(RENEW);
     check.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -174,7 +174,7 @@ impl Reporter {
         let why_not = self.why_not_ready().await;
         let ready = why_not.is_none();
         if self.ready != Some(ready) {
-            self.ready_since = text_time(now());
+            self.ready_since = text_time(wall());
             self.ready = Some(ready);
             let (reason, verb) = if ready { ("NodeReady", "NodeReady") } else { ("NodeNotReady", "NodeNotReady") };
             self.event(reason, &format!("Node {} status is now: {verb}", self.context.config.node_name));
@@ -307,7 +307,7 @@ pub fn subject(node: &str) -> Subject {
 
 fn with_heartbeat(status: &Value) -> Value {
     let mut status = status.clone();
-    let now = text_time(now());
+    let now = text_time(wall());
     for condition in status["conditions"].as_array_mut().into_iter().flatten() {
         condition["lastHeartbeatTime"] = now.clone().into();
     }

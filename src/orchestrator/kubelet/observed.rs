@@ -11,7 +11,7 @@ pub const LABEL_CONTAINER_NAME: &str = "io.kubernetes.container.name";
 pub const ANNOTATION_HASH: &str = "io.kubernetes.container.hash";
 pub const ANNOTATION_TERMINATION_POLICY: &str = "io.kubernetes.container.terminationMessagePolicy";
 
-/// Nanoseconds since 1970, as CRI counts.
+/// Nanoseconds since 1970: as CRI counts, by a clock that may be set; or by the worker's own (`worker::now`), which only goes on.
 pub type Nanos = i64;
 pub const SECOND: Nanos = 1_000_000_000;
 
@@ -42,6 +42,8 @@ pub struct Container {
     pub created: Nanos,
     pub started: Nanos,
     pub finished: Nanos,
+    /// The same by the worker's own clock, which waits count from.
+    pub ended: Nanos,
     pub exit_code: i32,
     pub reason: String,
     pub message: String,

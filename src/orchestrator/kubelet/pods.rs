@@ -2,7 +2,7 @@
 
 use super::cri::events::Happening;
 use super::cri::messages::Map;
-use super::observed::{LABEL_CONTAINER_NAME, LABEL_POD_NAME, LABEL_POD_NAMESPACE, LABEL_POD_UID};
+use super::observed::{LABEL_CONTAINER_NAME, LABEL_POD_NAME, LABEL_POD_NAMESPACE, LABEL_POD_UID, Nanos, SECOND};
 use super::sandbox::uid;
 use super::worker::{self, Signal};
 use super::{Context, cgroups, container, logs};
@@ -29,11 +29,13 @@ pub struct Pods {
     tasks: JoinSet<String>,
     /// What the last relist saw: state by sandbox or container id.
     seen: HashMap<String, i32>,
+    /// How far the wall's clock was ahead of the workers' then.
+    ahead: Nanos,
 }
 
 impl Pods {
     pub fn new(context: Arc<Context>, informer: Informer<Pod>) -> Pods {
-        Pods { context, informer, workers: HashMap::new(), tasks: JoinSet::new(), seen: HashMap::new() }
+        Pods { context, informer, workers: HashMap::new(), tasks: JoinSet::new(), seen: HashMap::new(), ahead: 0 }
     }
 
     /// `objects` brings uids of pods whose config maps and the like changed.
@@ -153,7 +155,17 @@ impl Pods {
         tokio::spawn(sweep_leftovers(self.context.clone(), known));
     }
 
+    /// What others have written down (tokens, deadlines) is due at another moment once somebody has set the clock: all look again.
+    fn mind_the_clock(&mut self) {
+        let ahead = worker::wall() - worker::now();
+        if (ahead - std::mem::replace(&mut self.ahead, ahead)).abs() > SECOND {
+            tracing::warn!("the clock was set");
+            self.workers.values().for_each(|worker| drop(worker.send(Signal::Wake)));
+        }
+    }
+
     async fn relist(&mut self) {
+        self.mind_the_clock();
         let runtime = &self.context.runtime;
         let lists = futures::future::try_join(runtime.list_sandboxes(Map::new()), runtime.list_containers(Map::new())).await;
         let (sandboxes, containers) = match lists {

@@ -1,6 +1,6 @@
 //! Hearing: what happened to the pod and its steps, kept in the worker's memory for the next decision.
 
-use super::{Signal, Worker, now};
+use super::{Signal, Worker, now, wall};
 use crate::orchestrator::kubelet::decide;
 use crate::orchestrator::kubelet::observed::*;
 use crate::orchestrator::kubelet::sandbox::name;
@@ -60,8 +60,8 @@ impl Worker {
 
     /// A pod that was active for longer than it may.
     pub(super) fn check_deadline(&mut self) {
-        let now = now();
-        if deadline(&self.pod, now).is_some_and(|deadline| now >= deadline) && self.memory.rejected.is_none() {
+        let wall = wall();
+        if deadline(&self.pod, wall).is_some_and(|deadline| wall >= deadline) && self.memory.rejected.is_none() {
             let message = "Pod was active on the node longer than the specified deadline".to_owned();
             self.warning("DeadlineExceeded", &message);
             self.memory.rejected = Some(("DeadlineExceeded".into(), message));

@@ -81,7 +81,8 @@ impl Worker {
         if state(&listed) == State::Exited && status.message.is_empty() {
             status.message = self.last_words(&listed, status.exit_code);
         }
-        Ok(joined(listed, status))
+        let container = joined(listed, status);
+        Ok(Container { ended: ended(container.finished, super::wall(), super::now()), ..container })
     }
 
     fn last_words(&self, listed: &messages::Container, exit_code: i32) -> String {
@@ -118,6 +119,11 @@ fn state(listed: &messages::Container) -> State {
     }
 }
 
+/// As long ago as it seems; an end that lies ahead was written before the clock was set back.
+fn ended(finished: Nanos, wall: Nanos, now: Nanos) -> Nanos {
+    now - (wall - finished).max(0)
+}
+
 /// What the runtime's list and its word on one container say together. A state that it does not know itself counts as killed.
 fn joined(listed: messages::Container, status: ContainerStatus) -> Container {
     let state = state(&listed);
@@ -138,12 +144,22 @@ fn joined(listed: messages::Container, status: ContainerStatus) -> Container {
         hash: listed.annotations.get(ANNOTATION_HASH).cloned().unwrap_or_default(),
         id: listed.id,
         name: metadata.name,
+        ended: 0,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_clock_that_is_set_neither_shortens_nor_prolongs_a_wait_by_more_than_itself() {
+        let now = 1_000_000 * SECOND;
+        assert_eq!(ended(now - 7 * SECOND, now, now), now - 7 * SECOND);
+        assert_eq!(ended(now, now - 3600 * SECOND, now), now, "set back by an hour: the wait begins now, and is no longer than it was");
+        let ahead = now + 3600 * SECOND;
+        assert_eq!(ended(ahead - 7 * SECOND, ahead, now), now - 7 * SECOND, "set long before: only the difference counts");
+    }
 
     #[test]
     fn a_container_whose_state_is_unknown_counts_as_killed() {

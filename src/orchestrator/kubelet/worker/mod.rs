@@ -19,8 +19,8 @@ use super::sandbox::{name, uid};
 use super::volumes::Prepared;
 use k8s_openapi::api::core::v1::Pod;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::task::AbortHandle;
 
@@ -55,8 +55,16 @@ pub enum Signal {
 const FIRST_PAUSE: Nanos = SECOND;
 const LONGEST_PAUSE: Nanos = 120 * SECOND;
 
-pub fn now() -> Nanos {
+/// What the API and the runtime write, and people read: somebody may set it.
+pub fn wall() -> Nanos {
     crate::orchestrator::client::time::now().as_nanosecond() as Nanos
+}
+
+/// For pauses, back-offs and grace periods: the wall's time when this process began, and counted on by a clock that nobody sets.
+pub fn now() -> Nanos {
+    static BEGIN: LazyLock<(Instant, Nanos)> = LazyLock::new(|| (Instant::now(), wall()));
+    let (begin, at) = *BEGIN;
+    at + begin.elapsed().as_nanos() as Nanos
 }
 
 pub struct Worker {
@@ -164,11 +172,12 @@ impl Worker {
     }
 
     async fn sleep(&mut self, planned: Option<Nanos>) {
-        let deadline = hearing::deadline(&self.pod, now()).filter(|_| self.memory.rejected.is_none());
+        let wall = wall();
+        let deadline = hearing::deadline(&self.pod, wall).filter(|_| self.memory.rejected.is_none());
         let renewal = self.prepared.renew_at.map(|at| at.as_nanosecond() as Nanos);
-        let wake_at = [planned, deadline, renewal].into_iter().flatten().min();
-        // The cap makes a clock that was set back harmless.
-        let pause = wake_at.map(|at| Duration::from_nanos((at - now()).clamp(SECOND / 100, 600 * SECOND) as u64));
+        let by_wall = [deadline, renewal].into_iter().flatten().map(|at| at - wall);
+        let left = planned.map(|at| at - now()).into_iter().chain(by_wall).min();
+        let pause = left.map(|left| Duration::from_nanos(left.clamp(SECOND / 100, 600 * SECOND) as u64));
         tokio::select! {
             Some(signal) = self.mailbox.recv() => self.handle(signal),
             Some(report) = self.reports.recv() => self.hear(report),

@@ -1,6 +1,6 @@
 //! Telling: the pod's status for the API, and events for people.
 
-use super::{Worker, now};
+use super::{Worker, wall};
 use crate::orchestrator::client::events::Subject;
 use crate::orchestrator::kubelet::decide::Plan;
 use crate::orchestrator::kubelet::observed::*;
@@ -18,7 +18,7 @@ impl Worker {
             None => shown,
         };
         let address = self.context.config.address.to_string();
-        publisher.status(status::compute(&self.pod, &before, seen, &self.memory, plan, &status::Node { address: &address }, now()));
+        publisher.status(status::compute(&self.pod, &before, seen, &self.memory, plan, &status::Node { address: &address }, wall()));
     }
 
     pub(super) fn tell_back_off(&mut self, plan: &Plan) {

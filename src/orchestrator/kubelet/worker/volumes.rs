@@ -1,6 +1,6 @@
 //! The pod's volumes: made ready beside the worker, kept fresh, mounted into its containers.
 
-use super::{Signal, Worker, failure, now};
+use super::{Signal, Worker, failure, now, wall};
 use crate::orchestrator::client::time;
 use crate::orchestrator::kubelet::cri::messages::{KeyValue, Mount};
 use crate::orchestrator::kubelet::fields::Facts;
@@ -42,7 +42,7 @@ impl Worker {
 
     /// Files of running pods follow their sources; tokens are renewed in time.
     pub(super) fn refresh_volumes(&mut self, seen: &Observed) {
-        let due = self.prepared.renew_at.is_some_and(|at| at.as_nanosecond() as Nanos <= now());
+        let due = self.prepared.renew_at.is_some_and(|at| at.as_nanosecond() as Nanos <= wall());
         if self.memory.volumes != Step::Done || !(self.refresh || due) || self.memory.ending.is_some() {
             return;
         }
