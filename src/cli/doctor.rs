@@ -39,8 +39,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     Ok(if all_well { ExitCode::SUCCESS } else { ExitCode::from(Kind::Host.exit_code()) })
 }
 
-/// The first whose `apply` checks manifests by OpenAPI v3: older ones want v2 as protobuf, which the API does not serve.
-const OLDEST_KUBECTL: [u32; 2] = [1, 27];
+/// The oldest kubectl that the API is tried with: Debian 12's.
+const OLDEST_KUBECTL: [u32; 2] = [1, 20];
 
 /// Advice only: kprov itself does without.
 fn kubectl() -> Finding {
@@ -50,10 +50,9 @@ fn kubectl() -> Finding {
         Err(error) if error.kind() == ErrorKind::NotFound => Err("not installed".into()),
         Err(error) => Err(format!("cannot be run: {error}")),
     };
-    let [major, minor] = OLDEST_KUBECTL;
-    let fix =
-        format!("https://kubernetes.io/docs/tasks/tools has {major}.{minor} and newer; with an older one, apply needs --validate=false");
-    Finding { required: false, ..finding("kubectl", outcome.map_err(|detail| (detail, fix))) }
+    let fix = "apt-get install kubernetes-client, or https://kubernetes.io/docs/tasks/tools";
+    let package = Some("kubernetes-client".into());
+    Finding { package, required: false, ..finding("kubectl", outcome.map_err(|detail| (detail, fix.into()))) }
 }
 
 /// By what `kubectl version` says: its version, or what is wrong with it.
@@ -74,10 +73,9 @@ mod tests {
     fn a_kubectl_is_judged_by_its_own_word() {
         let said = |version: &str| judge(&format!(r#"{{"clientVersion": {{"gitVersion": "{version}"}}}}"#));
         assert_eq!(said("v1.32.4-dispatcher"), Ok("v1.32.4-dispatcher".into()));
-        assert_eq!(said("v1.27.0"), Ok("v1.27.0".into()));
+        assert_eq!(said("v1.20.2"), Ok("v1.20.2".into()));
         assert_eq!(said("v2.0.0-alpha.1"), Ok("v2.0.0-alpha.1".into()));
-        assert_eq!(said("v1.20.2"), Err("v1.20.2 is older than 1.27".into()));
-        assert_eq!(said("v1.9.11"), Err("v1.9.11 is older than 1.27".into()));
+        assert_eq!(said("v1.9.11"), Err("v1.9.11 is older than 1.20".into()));
         assert_eq!(judge("Client Version: v1.9"), Err("it does not tell its version".into()));
     }
 }

@@ -11,6 +11,9 @@ use http::{Method, Request};
 use serde_json::{Value, json};
 use std::sync::Arc;
 
+/// Swagger as protobuf: what clients ask for, in one spelling or another, and what they are answered.
+const SWAGGER_PROTOBUF: (&str, &str) = ("proto-openapi.spec.v2", "application/com.github.proto-openapi.spec.v2.v1.0+protobuf");
+
 /// What anybody may ask.
 pub fn health(server: &Server, path: &[String], query: &Query) -> Option<Response> {
     let [endpoint, rest @ ..] = path else { return None };
@@ -105,6 +108,15 @@ fn tagged<T>(request: &Request<T>, content_type: &'static str, value: &Value) ->
 
 /// The first one to ask waits for a second or two while all documents are built.
 async fn openapi(request: &Request<Bytes>, path: &[&str]) -> Answer<Option<Response>> {
+    let accepts = request.headers().get(ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or("*/*");
+    let takes_json = ["*/*", "application/*", JSON].iter().any(|range| accepts.contains(range));
+    if *path == ["v2"] && !takes_json && accepts.contains(SWAGGER_PROTOBUF.0) {
+        let document = tokio::task::spawn_blocking(openapi::v2_protobuf).await.map_err(Status::internal)?;
+        return Ok(Some(compressed(request, document, SWAGGER_PROTOBUF.1, None)));
+    }
+    if !takes_json {
+        return Err(Status::not_acceptable(JSON));
+    }
     let path: Vec<String> = path.iter().map(|part| (*part).to_owned()).collect();
     let documents = move || match path.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         ["v2"] => Some((openapi::v2(), None)),
@@ -113,28 +125,24 @@ async fn openapi(request: &Request<Bytes>, path: &[&str]) -> Answer<Option<Respo
         ["v3", "apis", group, version] => openapi::v3_document(group, version).map(|document| (document, openapi::v3_hash(group, version))),
         _ => None,
     };
-    let accepts = request.headers().get(ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or("*/*");
-    if !["*/*", "application/*", JSON].iter().any(|range| accepts.contains(range)) {
-        return Err(Status::not_acceptable(JSON));
-    }
     let found = tokio::task::spawn_blocking(documents).await.map_err(Status::internal)?;
-    Ok(found.map(|(document, hash)| compressed(request, document, hash)))
+    Ok(found.map(|(document, hash)| compressed(request, document, JSON, hash)))
 }
 
 /// Documents of OpenAPI are kept compressed (the index is not); few clients want them otherwise.
-fn compressed<T>(request: &Request<T>, document: Bytes, hash: Option<&str>) -> Response {
+fn compressed<T>(request: &Request<T>, document: Bytes, media: &'static str, hash: Option<&str>) -> Response {
     let header = |name| request.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let packed = document.starts_with(&[0x1f, 0x8b]);
     let tag = hash.map(|hash| format!("\"{hash}\""));
     let mut response = match &tag {
-        Some(tag) if header(IF_NONE_MATCH) == tag => respond::full(304, JSON, Bytes::new()),
+        Some(tag) if header(IF_NONE_MATCH) == tag => respond::full(304, media, Bytes::new()),
         _ if packed && header(ACCEPT_ENCODING).contains("gzip") => {
-            let mut response = respond::full(200, JSON, document);
+            let mut response = respond::full(200, media, document);
             response.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
             response
         }
-        _ if packed => respond::full(200, JSON, openapi::inflate(&document)),
-        _ => respond::full(200, JSON, document),
+        _ if packed => respond::full(200, media, openapi::inflate(&document)),
+        _ => respond::full(200, media, document),
     };
     if let Some(tag) = tag.and_then(|tag| HeaderValue::from_str(&tag).ok()) {
         response.headers_mut().insert(ETAG, tag);

@@ -1,6 +1,7 @@
 //! OpenAPI documents, built on first request from the registry and the schemas and kept compressed (about a tenth of their size).
 
 mod paths;
+mod protobuf;
 mod schemas;
 
 use super::registry::{Registry, Text};
@@ -77,22 +78,29 @@ pub fn v3_hash(group: &str, version: &str) -> Option<&'static str> {
     DOCUMENTS.iter().find(|document| document.group == group && document.version == version).map(|document| document.hash.as_str())
 }
 
-/// `GET /openapi/v2` as JSON (Swagger 2.0), gzip-compressed. Clients that accept nothing but protobuf get 406.
+/// `GET /openapi/v2` as JSON (Swagger 2.0), gzip-compressed.
 pub fn v2() -> Bytes {
-    static DOCUMENT: LazyLock<Bytes> = LazyLock::new(|| {
-        let registry = Registry::builtin();
-        let rows: Vec<_> = registry.all().iter().map(|row| &**row).collect();
-        let mut definitions = Value::Object(schemas::schemas(&rows));
-        schemas::to_v2(&mut definitions);
-        let document = json!({
-            "swagger": "2.0",
-            "info": {"title": "Kubernetes", "version": "v1.33.0"},
-            "paths": paths::paths(&rows),
-            "definitions": definitions,
-        });
-        gzip(document.to_string().as_bytes())
-    });
+    static DOCUMENT: LazyLock<Bytes> = LazyLock::new(|| gzip(swagger().to_string().as_bytes()));
     DOCUMENT.clone()
+}
+
+/// The same as protobuf, gzip-compressed.
+pub fn v2_protobuf() -> Bytes {
+    static DOCUMENT: LazyLock<Bytes> = LazyLock::new(|| gzip(&protobuf::encode(&swagger())));
+    DOCUMENT.clone()
+}
+
+fn swagger() -> Value {
+    let registry = Registry::builtin();
+    let rows: Vec<_> = registry.all().iter().map(|row| &**row).collect();
+    let mut definitions = Value::Object(schemas::schemas(&rows));
+    schemas::to_v2(&mut definitions);
+    json!({
+        "swagger": "2.0",
+        "info": {"title": "Kubernetes", "version": "v1.33.0"},
+        "paths": paths::paths(&rows),
+        "definitions": definitions,
+    })
 }
 
 fn gzip(plain: &[u8]) -> Bytes {
