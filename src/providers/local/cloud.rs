@@ -284,11 +284,14 @@ impl Cloud {
         state.closing
     }
 
-    /// When no work came for a while and nothing exists (an `up` that failed at once), the cloud need not stay.
+    /// When nothing exists (an `up` that failed at once), the cloud need not stay. True also when it is closing already.
     pub fn close_if_unused(&self) -> Result<bool> {
         {
             let mut state = self.state.lock();
-            if state.closing || state.active > 0 || !state.records.is_empty() {
+            if state.closing {
+                return Ok(true);
+            }
+            if state.active > 0 || !state.records.is_empty() {
                 return Ok(false);
             }
             state.closing = true;
@@ -298,6 +301,16 @@ impl Cloud {
 
     /// Nothing is left: neither is this.
     fn close(&self) -> Result<()> {
+        let removed = self.remove_all();
+        match &removed {
+            Ok(()) => drop(self.closed.send_replace(true)),
+            // Whoever asks next tries again.
+            Err(_) => self.state.lock().closing = false,
+        }
+        removed
+    }
+
+    fn remove_all(&self) -> Result<()> {
         let failed = || format!("could not remove {}", self.layout.folder.display());
         fabric::remove(&self.layout)?;
         crate::sys::cgroups::Group::new(self.layout.group("none")).or_fail(Kind::Host, failed)?.remove_empty_parents();
@@ -305,7 +318,6 @@ impl Cloud {
         // Another cluster may have its folder there.
         let _ = fs::remove_dir(crate::sys::paths::LOCAL_CLOUD);
         let _ = fs::remove_dir(crate::sys::paths::DATA);
-        self.closed.send_replace(true);
         Ok(())
     }
 

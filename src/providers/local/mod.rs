@@ -35,7 +35,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub use daemon::main as daemon_main;
 pub use doctor::{Finding, doctor, finding};
@@ -46,6 +46,8 @@ pub use sweep::leftovers;
 const TRIES: u32 = 4;
 const TRY_PAUSE: Duration = Duration::from_millis(50);
 const NOTHING_PAUSE: Duration = Duration::from_secs(1);
+/// What the daemon still does for a command that was killed: its last deletion, and its own end.
+const LAST_WORK: Duration = Duration::from_secs(2);
 
 /// The one network's logical name.
 pub const FABRIC: &str = "fabric";
@@ -236,8 +238,15 @@ impl Provider for Local {
     }
 
     async fn leftovers(&self) -> Vec<String> {
-        self.close().await;
-        leftovers(&self.cluster)
+        let end = Instant::now() + LAST_WORK;
+        loop {
+            self.close().await;
+            let left = leftovers(&self.cluster);
+            if left.is_empty() || Instant::now() > end {
+                return left;
+            }
+            tokio::time::sleep(TRY_PAUSE).await;
+        }
     }
 
     async fn loop_credentials(&self) -> Result<Value> {
