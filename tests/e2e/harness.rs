@@ -4,6 +4,7 @@ use kprov::engine::Cluster;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 /// The binary under test: `KPROV_BINARY`, else the one cargo built for this test run.
 pub fn binary() -> PathBuf {
@@ -58,8 +59,18 @@ pub trait Operated {
             "--target-port=8080",
         ]);
         let ingress = "jsonpath={.status.loadBalancer.ingress[0].ip}";
-        self.kubectl_ok(&["wait", &format!("service/{name}"), "-n", "shop", &format!("--for={ingress}"), "--timeout=60s"]);
-        self.kubectl_ok(&["get", "service", name, "-n", "shop", "-o", ingress])
+        let address = || self.kubectl_ok(&["get", "service", name, "-n", "shop", "-o", ingress]);
+        until("the service has an address", || !address().is_empty());
+        address()
+    }
+}
+
+/// For what nothing tells, and for what only a newer kubectl than Debian's waits for; asks often enough that a story does not wait.
+pub fn until(what: &str, condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !condition() {
+        assert!(Instant::now() < deadline, "not within a minute: {what}");
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
 

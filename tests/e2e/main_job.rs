@@ -1,6 +1,6 @@
 //! The main job: blueprint -> running cluster -> hand-off -> gone, judged by kubectl and by what is left on the host.
 
-use crate::harness::{Operated, Story, assert_gone, http_get, text};
+use crate::harness::{Operated, Story, assert_gone, http_get, text, until};
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
@@ -148,7 +148,7 @@ fn the_loop_inside_adds_removes_and_repairs_machines_with_nobody_at_the_command_
         )
     };
     story.kubectl_ok(&["patch", "blueprint", &story.name, "--type", "merge", "-p", &patch(3)]);
-    story.kubectl_ok(&["wait", "--for=create", "node/worker-3", "--timeout=60s"]);
+    until("worker-3 is a node", || story.kubectl(&["get", "node/worker-3"]).status.success());
     story.kubectl_ok(&["wait", "--for=condition=Ready", "node/worker-3", "--timeout=60s"]);
     story.kubectl_ok(&["patch", "blueprint", &story.name, "--type", "merge", "-p", &patch(2)]);
     story.kubectl_ok(&["wait", "--for=delete", "node/worker-3", "--timeout=60s"]);
@@ -247,7 +247,7 @@ fn archives_of_the_blueprint_reach_machines_that_the_loop_adds_and_follow_a_late
     };
     let patch = format!(r#"{{"spec":{{"machines":[{},{}]}}}}"#, group("control", "control-plane", 1), group("worker", "worker", 3));
     story.kubectl_ok(&["patch", "blueprint", &story.name, "--type", "merge", "-p", &patch]);
-    story.kubectl_ok(&["wait", "--for=create", "node/worker-3", "--timeout=60s"]);
+    until("worker-3 is a node", || story.kubectl(&["get", "node/worker-3"]).status.success());
     story.kubectl_ok(&["wait", "--for=condition=Ready", "node/worker-3", "--timeout=60s"]);
     assert!(images("worker-3").contains("example.dev/demo:1"), "a machine that the loop made lacks the archive's image");
 

@@ -301,6 +301,7 @@ mod tests {
             hash: hash(&containers(&pod)[0]),
             started: NOW - SECOND,
             finished: NOW,
+            ended: NOW,
             state,
             exit_code,
             attempt,
