@@ -93,7 +93,7 @@ fn what_is_said_before_the_first_cluster(story: &Story) {
     assert!(doctor.contains("sshd: ") && doctor.lines().all(|line| line.starts_with("✓ ")), "{doctor}");
     let without = story.command().env("PATH", "/nowhere").arg("doctor").output().expect("kprov starts");
     let said = text(&without);
-    assert!(said.contains("! kubectl: not installed\n  hint: https://kubernetes.io/docs/tasks/tools"), "{said}");
+    assert!(said.contains("! kubectl: not installed\n  hint: apt-get install kubernetes-client"), "{said}");
     assert_eq!(without.status.code(), Some(0), "kprov does without kubectl: {said}");
     let findings = json(&run(story, &["doctor", "-o", "json"], 0).stdout);
     assert_eq!(findings.as_array().map(Vec::len), Some(doctor.lines().count()), "{findings}");
