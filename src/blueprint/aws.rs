@@ -1,6 +1,6 @@
 //! What can be wrong with `spec.providers.aws` before AWS is asked: ids, names and addresses that cannot be one.
 
-use super::check::elsewhere;
+use super::check::{elsewhere, word};
 use super::hosts::is_user;
 use super::structure::{Report, did_you_mean};
 use super::tree::{Node, Place};
@@ -15,22 +15,14 @@ pub fn aws(spec: &Node, report: &mut dyn Report) {
     let section = spec.field("providers").and_then(|providers| providers.field("aws"));
     let Some(section) = section.filter(|_| spec.text_of("provider") == Some("aws")) else { return };
     network(section, report);
-    let mut word = |node: Option<&Node>, path: &str, good: fn(&str) -> bool, what: &str, hint: &str| {
-        if let Some(node) = node
-            && let Some(text) = node.text()
-            && !good(text)
-        {
-            report.report(node.place, path, format!("`{text}` is not {what}"), Some(hint.into()));
-        }
-    };
     let known = IMAGES.join(", ");
     let hint = format!("{known}, ami-0123456789abcdef0, or <owner>/<pattern of names>, for instance 136693071363/debian-12-{{arch}}-*");
-    word(section.field("image"), &format!("{PATH}.image"), is_image, "an image", &hint);
-    word(section.field("user"), &format!("{PATH}.user"), is_user, "a user's name", "for instance admin or ubuntu");
+    word(section.field("image"), &format!("{PATH}.image"), is_image, "an image", &hint, report);
+    word(section.field("user"), &format!("{PATH}.user"), is_user, "a user's name", "for instance admin or ubuntu", report);
     let address = "for instance https://vpce-1.ec2.eu-west-1.vpce.amazonaws.com";
-    word(section.field("endpoint"), &format!("{PATH}.endpoint"), is_endpoint, "the address of an endpoint", address);
+    word(section.field("endpoint"), &format!("{PATH}.endpoint"), is_endpoint, "the address of an endpoint", address, report);
     for (key, node) in section.field("endpoints").into_iter().flat_map(Node::fields) {
-        word(Some(node), &format!("{PATH}.endpoints.{}", key.name), is_endpoint, "the address of an endpoint", address);
+        word(Some(node), &format!("{PATH}.endpoints.{}", key.name), is_endpoint, "the address of an endpoint", address, report);
     }
     groups(spec, section, report);
 }
@@ -50,19 +42,13 @@ fn network(section: &Node, report: &mut dyn Report) {
         }
         _ => {}
     }
-    let mut id = |node: &Node, path: &str, prefix: &str, what: &str| {
-        if let Some(text) = node.text().filter(|text| !is_id(text, prefix)) {
-            report.report(
-                node.place,
-                path,
-                format!("`{text}` is not the id of a {what}"),
-                Some(format!("for instance {prefix}0a1b2c3d4e5f67890")),
-            );
-        }
+    let mut id = |node: Option<&Node>, path: &str, prefix: &str, what: &str| {
+        let hint = format!("for instance {prefix}0a1b2c3d4e5f67890");
+        word(node, path, |text| is_id(text, prefix), &format!("the id of a {what}"), &hint, report);
     };
-    vpc.into_iter().for_each(|vpc| id(vpc, &format!("{PATH}.vpc"), "vpc-", "network"));
+    id(vpc, &format!("{PATH}.vpc"), "vpc-", "network");
     let subnets = subnets.map_or(&[][..], Node::items);
-    subnets.iter().enumerate().for_each(|(index, subnet)| id(subnet, &format!("{PATH}.subnets[{index}]"), "subnet-", "subnet"));
+    subnets.iter().enumerate().for_each(|(index, subnet)| id(Some(subnet), &format!("{PATH}.subnets[{index}]"), "subnet-", "subnet"));
     let mut seen: BTreeMap<&str, Place> = BTreeMap::new();
     for (index, (node, text)) in subnets.iter().enumerate().filter_map(|(index, node)| Some((index, (node, node.text()?)))) {
         match seen.get(text) {

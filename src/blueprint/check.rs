@@ -234,6 +234,16 @@ fn unique(spec: &Node, list: &'static str, what: &str, report: &mut dyn Report) 
     }
 }
 
+/// A text that has to look like something, where there is one.
+pub(super) fn word(node: Option<&Node>, path: &str, is_good: impl Fn(&str) -> bool, what: &str, hint: &str, report: &mut dyn Report) {
+    if let Some(node) = node
+        && let Some(text) = node.text()
+        && !is_good(text)
+    {
+        report.report(node.place, path, format!("`{text}` is not {what}"), Some(hint.into()));
+    }
+}
+
 pub(super) fn elsewhere(first: Place) -> Option<String> {
     (first.line > 0).then(|| format!("the first one is on line {}", first.line))
 }

@@ -1,6 +1,6 @@
 //! What can be wrong with `spec.providers.ssh` before any machine is asked: hosts told apart, matched with groups, and written well.
 
-use super::check::elsewhere;
+use super::check::{self, elsewhere};
 use super::diagnostic::counted;
 use super::structure::{Report, did_you_mean};
 use super::tree::{Node, Place};
@@ -60,13 +60,8 @@ fn groups(spec: &Node) -> Vec<(&str, &str, usize)> {
 
 /// Each ends up in a file that ssh reads.
 fn words(host: &Node, path: &str, report: &mut dyn Report) {
-    let mut word = |field: &str, good: &dyn Fn(&str) -> bool, what: &str, hint: &str| {
-        if let Some(node) = host.field(field)
-            && let Some(text) = node.text()
-            && !good(text)
-        {
-            report.report(node.place, &format!("{path}.{field}"), format!("`{text}` is not {what}"), Some(hint.into()));
-        }
+    let mut word = |field: &str, is_good: &dyn Fn(&str) -> bool, what: &str, hint: &str| {
+        check::word(host.field(field), &format!("{path}.{field}"), is_good, what, hint, report);
     };
     word("address", &is_address, "the name or the address of a host", "for instance 192.0.2.10 or web1.example.com");
     word("user", &is_user, "a user's name", "for instance root or debian");

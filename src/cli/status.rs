@@ -119,10 +119,11 @@ impl Picture {
 
     /// Machines that the blueprint wants and that are not there, and why, in the loop's own words.
     fn missing(&self) -> Vec<Waiting> {
-        let Ok(Inside { wanted: Some(wanted), status, .. }) = &self.inside else { return Vec::new() };
+        let Ok(inside) = &self.inside else { return Vec::new() };
+        let Some(wanted) = &inside.wanted else { return Vec::new() };
         let there = |name: &String| self.things.iter().any(|thing| thing.id.kind == MACHINE && thing.id.name == *name);
         let names = all_machines(wanted).into_iter().filter(|name| !there(name));
-        names.map(|name| Waiting { what: Id::new(MACHINE, &name).to_string(), why: why_missing(&name, status) }).collect()
+        names.map(|name| Waiting { what: Id::new(MACHINE, &name).to_string(), why: inside.why_missing(&name) }).collect()
     }
 
     fn json(&self) -> Value {
@@ -205,15 +206,13 @@ impl Inside {
     fn told(&self, key: &str) -> impl Iterator<Item = &str> {
         self.status[key].as_array().into_iter().flatten().filter_map(Value::as_str)
     }
-}
 
-fn why_missing(name: &str, status: &Value) -> String {
-    let told = |key: &str| {
-        let mut lines = status[key].as_array().into_iter().flatten().filter_map(Value::as_str);
-        lines.find_map(|line| Some(line.split_once(&format!(" machine/{name}: "))?.1.to_string()))
-    };
-    let doing = || told("doing").map(|_| "the loop is making it".into());
-    told("failed").or_else(doing).unwrap_or_else(|| "the loop has not looked yet".into())
+    fn why_missing(&self, name: &str) -> String {
+        let of_machine = format!(" machine/{name}: ");
+        let about = |key: &str| self.told(key).find_map(|line| Some(line.split_once(&of_machine)?.1.to_string()));
+        let doing = || about("doing").map(|_| "the loop is making it".into());
+        about("failed").or_else(doing).unwrap_or_else(|| "the loop has not looked yet".into())
+    }
 }
 
 fn phase(phase: &Phase) -> (&'static str, String) {

@@ -38,6 +38,8 @@ impl Aws {
             images.extend(self.image(section, architecture).await?.map(|image| (architecture.to_string(), image)));
         }
         let catalog = Catalog { zones, offered, images, given };
+        // Only another network is another question: the loop, which asks the same every time, need not look again.
+        self.stays(&catalog).await?;
         self.catalogs.lock().insert(question, catalog.clone());
         Ok(catalog)
     }
@@ -79,7 +81,7 @@ impl Aws {
     }
 
     /// Refuses a blueprint that would move the cluster to another network.
-    pub(super) async fn stays(&self, catalog: &Catalog) -> Result<()> {
+    async fn stays(&self, catalog: &Catalog) -> Result<()> {
         let groups = self.look(GROUP).await?;
         if groups.is_empty() {
             return Ok(());

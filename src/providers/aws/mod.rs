@@ -140,7 +140,6 @@ impl Provider for Aws {
 
     async fn resources(&self, blueprint: &Blueprint, context: &Context) -> Result<Vec<Resource>> {
         let catalog = self.catalog(blueprint).await?;
-        self.stays(&catalog).await?;
         resources::expand(blueprint, context, &self.clients.region, &catalog)
     }
 
