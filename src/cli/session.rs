@@ -31,6 +31,7 @@ pub struct Session {
     pub provider: Arc<dyn Provider>,
     pub cancel: CancellationToken,
     settings: Settings,
+    place: String,
     folder: PathBuf,
     /// Held by commands that may change the cluster.
     state: Option<State>,
@@ -56,17 +57,19 @@ impl Session {
 
     async fn reach(name: &str, settings: Settings, state: Option<State>) -> Result<Session> {
         let folder = state::folder(settings.provider, name);
-        let known = match state::record(&folder)? {
-            Some(record) => {
-                same_place(&record, &settings)?;
-                Some(record.cluster)
-            }
+        let record = state::record(&folder)?;
+        let known = match &record {
+            Some(record) => Some(record.cluster.clone()),
             None => providers::find(&settings, name).await?,
         };
         let cluster = known.unwrap_or_else(|| Cluster { name: name.into(), uid: uuid::Uuid::new_v4().to_string() });
         let provider = providers::connect(&settings, &cluster).await?;
+        let place = provider.place().await?;
+        if let Some(record) = record {
+            same_place(&record, &place)?;
+        }
         let cancel = CancellationToken::new();
-        Ok(Session { cluster, provider, cancel, settings, folder, state, trust: None, minds_interrupts: false })
+        Ok(Session { cluster, provider, cancel, settings, place, folder, state, trust: None, minds_interrupts: false })
     }
 
     /// From here on the first Ctrl-C only cancels: what is in flight is finished. Before, nothing is, and it ends the process.
@@ -81,7 +84,7 @@ impl Session {
     /// Before the first effect: from here on the state folder stays, whatever happens.
     pub fn remember(&self) -> Result<()> {
         let state = self.state.as_ref().ok_or_else(|| Error::internal("a look must not remember anything"))?;
-        state.save(&Record { cluster: self.cluster.clone(), settings: self.settings.clone() })
+        state.save(&Record { cluster: self.cluster.clone(), settings: self.settings.clone(), place: self.place.clone() })
     }
 
     /// The same with the keys that `borrow_trust` has found or made up.
@@ -324,12 +327,30 @@ fn owner() -> String {
 }
 
 /// A cluster does not move: another place would be another cluster, and the first would be forgotten while it costs money.
-fn same_place(record: &Record, settings: &Settings) -> Result<()> {
-    if record.settings.location == settings.location {
+fn same_place(record: &Record, place: &str) -> Result<()> {
+    if record.place.is_empty() || record.place == place {
         return Ok(());
     }
-    let place = |settings: &Settings| settings.location.clone().unwrap_or_else(|| "the provider's default location".into());
     let name = &record.cluster.name;
-    Err(Error::input(format!("could not move cluster {name} from {} to {}", place(&record.settings), place(settings)))
-        .hint(format!("take it away first (kprov down {name}), or give the blueprint another name")))
+    Err(Error::input(format!("could not go on with cluster {name} in {place}: it is in {}", record.place))
+        .hint("the blueprint, the credentials and the environment decide the place: say the same as when it was made")
+        .hint(format!("a cluster does not move: take it away there first (kprov down {name}), or give the blueprint another name")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::blueprint::ProviderName;
+
+    #[test]
+    fn a_cluster_is_where_it_was_made_and_an_old_record_does_not_say() {
+        let check = |made: &str, now: &str, fine: bool| {
+            let cluster = Cluster { name: "shop".into(), uid: "1".into() };
+            let record = Record { cluster, settings: Settings::plain(ProviderName::Aws), place: made.into() };
+            assert_eq!(same_place(&record, now).is_ok(), fine, "{made:?} {now:?}");
+        };
+        check("", "region b", true);
+        check("region a", "region a", true);
+        check("region a", "region b", false);
+    }
 }

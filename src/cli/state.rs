@@ -1,7 +1,7 @@
 //! The operator's folder for one cluster: a cache, the journal and keys. Truth is in the provider; losing this folder costs one look-up.
 //!
 //! ```text
-//! $KPROV_HOME/clusters/<provider>/<name>/cluster.json    name, uid, settings  0600
+//! $KPROV_HOME/clusters/<provider>/<name>/cluster.json    name, uid, settings, place  0600
 //!                                       /journal         intent before effect
 //!                                       /pki/            the cluster's authority         0700
 //!                                       /ssh/            key, known_hosts, ssh_config    0700
@@ -26,6 +26,9 @@ use std::time::{Duration, Instant};
 pub struct Record {
     pub cluster: Cluster,
     pub settings: Settings,
+    /// What the provider called its place.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub place: String,
 }
 
 /// One cluster's folder, locked against a second command on this host while it lives.
@@ -131,7 +134,7 @@ impl Named {
             Error::input(format!("could not find cluster {}", self.name))
                 .hint("kprov list shows the clusters; --provider, or kprov up FILE, finds one whose state is lost")
         })?;
-        Ok(Record { cluster, settings })
+        Ok(Record { cluster, settings, place: String::new() })
     }
 
     fn recorded(&self) -> Result<Option<Record>> {

@@ -124,6 +124,12 @@ fn absent(name: ProviderName) -> Error {
 pub trait Provider: Door {
     fn name(&self) -> &'static str;
 
+    /// Where clusters live that are reached with these settings and credentials, in the provider's own words; a cluster is where it was
+    /// made. Empty: there is one place only.
+    async fn place(&self) -> Result<String> {
+        Ok(String::new())
+    }
+
     /// What this provider would make for the blueprint, in neutral kinds plus its own (network, ...). Reads the provider's catalog at
     /// most (sizes, images, places); the rest is pure, and equal catalogs give equal answers.
     async fn resources(&self, blueprint: &Blueprint, context: &Context) -> Result<Vec<Resource>>;

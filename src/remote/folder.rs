@@ -1,40 +1,56 @@
 //! A private folder per process for ssh's files and sockets, on a path short enough for a unix socket.
 
 use crate::error::{Context, Kind, Result};
-use crate::sys::executable::sha256;
-use crate::sys::files::write_atomic;
+use crate::sys::files::{Lock, write_atomic};
 use std::fs;
+use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 /// sun_path holds 108 bytes (unix(7)); the openssh crate adds `/.ssh-connectionXXXXXX/master`, ssh `.` and 16 letters while it binds,
 /// and we `/ssh/<pid>`.
 const LONGEST: usize = 108 - 1 - 29 - 17 - 12;
+/// Held by who uses the folder: process numbers mean nothing to another container that shares the temporary folder.
+const IN_USE: &str = "in-use";
 
 /// Removed with everything in it when dropped; what a killed process left is removed by the next.
-pub struct Folder(PathBuf);
+pub struct Folder {
+    path: PathBuf,
+    _in_use: Lock,
+}
 
 impl Folder {
     pub fn make(state: &Path) -> Result<Folder> {
-        let failed = || format!("could not make a private folder for SSH in {}", state.display());
         let shared = shared(state, &std::env::temp_dir());
-        private(&shared).or_fail(Kind::Host, failed)?;
-        sweep(&shared);
+        Folder::make_in(&shared).or_fail(Kind::Host, || format!("could not make a private folder for SSH in {}", shared.display()))
+    }
+
+    fn make_in(shared: &Path) -> io::Result<Folder> {
         // One process may hold several: each gets a number of its own, by whoever creates it first.
-        let mut names = (0..).map(|n| shared.join(format!("{}.{n}", std::process::id())));
-        let own = loop {
-            let path = names.next().expect("numbers do not end");
-            match fs::DirBuilder::new().mode(0o700).create(&path) {
-                Ok(()) => break path,
-                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
-                outcome => outcome.or_fail(Kind::Host, failed)?,
+        for path in (0..).map(|n| shared.join(format!("{}.{n}", std::process::id()))) {
+            match Folder::claim(shared, path) {
+                Ok(Some(folder)) => {
+                    sweep(shared);
+                    return Ok(folder);
+                }
+                Ok(None) => {}
+                // The last of the others took the shared one away meanwhile, or somebody swept before it was held.
+                Err(error) if matches!(error.kind(), io::ErrorKind::AlreadyExists | io::ErrorKind::NotFound) => {}
+                Err(error) => return Err(error),
             }
-        };
-        Ok(Folder(own))
+        }
+        unreachable!("numbers do not end")
+    }
+
+    fn claim(shared: &Path, path: PathBuf) -> io::Result<Option<Folder>> {
+        private(shared)?;
+        fs::DirBuilder::new().mode(0o700).create(&path)?;
+        let lock = Lock::try_take(&path.join(IN_USE))?;
+        Ok(lock.filter(|_| path.join(IN_USE).exists()).map(|lock| Folder { path, _in_use: lock }))
     }
 
     pub fn path(&self) -> &Path {
-        &self.0
+        &self.path
     }
 
     pub fn write(&self, name: &str, content: &[u8]) -> Result<()> {
@@ -42,15 +58,15 @@ impl Folder {
     }
 
     pub fn write_as(&self, name: &str, content: &[u8], mode: u32) -> Result<()> {
-        write_atomic(&self.0.join(name), content, mode).or_fail(Kind::Host, || format!("could not write {name} for ssh"))
+        write_atomic(&self.path.join(name), content, mode).or_fail(Kind::Host, || format!("could not write {name} for ssh"))
     }
 }
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
+        let _ = fs::remove_dir_all(&self.path);
         // Gone with the last of its users; else it is not empty and stays.
-        if let Some(shared) = self.0.parent() {
+        if let Some(shared) = self.path.parent() {
             let _ = fs::remove_dir(shared);
         }
     }
@@ -65,26 +81,27 @@ fn shared(state: &Path, temporary: &Path) -> PathBuf {
     if plain(state) {
         return state.join("ssh");
     }
-    let name = format!("kprov-{}-{}", nix::unistd::geteuid(), &sha256(state.as_os_str().as_encoded_bytes())[..8]);
-    temporary.join(name)
+    // One for all clusters of this user: whoever is next removes what any of them left.
+    temporary.join(format!("kprov-{}", nix::unistd::geteuid()))
 }
 
 /// Ours alone, or refused: in a folder that all may write to, somebody could have been there first.
-fn private(path: &Path) -> std::io::Result<()> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+fn private(path: &Path) -> io::Result<()> {
+    match fs::DirBuilder::new().recursive(true).mode(0o700).create(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
     let found = fs::symlink_metadata(path)?;
     if !found.is_dir() || found.uid() != nix::unistd::geteuid().as_raw() || found.mode() & 0o077 != 0 {
-        return Err(std::io::Error::other(format!("{} is not a private folder of this user", path.display())));
+        return Err(io::Error::other(format!("{} is not a private folder of this user", path.display())));
     }
     Ok(())
 }
 
-/// Folders of processes that are no more.
+/// Folders that nobody holds.
 fn sweep(shared: &Path) {
     for entry in fs::read_dir(shared).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let process = name.to_str().and_then(|name| name.split('.').next()).and_then(|id| id.parse::<u32>().ok());
-        if process.is_some_and(|id| !Path::new("/proc").join(id.to_string()).exists()) {
+        if let Ok(Some(_lock)) = Lock::try_take(&entry.path().join(IN_USE)) {
             let _ = fs::remove_dir_all(entry.path());
         }
     }
@@ -109,11 +126,11 @@ mod tests {
     #[test]
     fn what_dead_processes_left_is_swept_and_the_living_keep_theirs() {
         let state = tempfile::tempdir().unwrap();
-        let ours = Folder::make(state.path()).unwrap();
-        let shared = ours.path().parent().unwrap().to_path_buf();
-        fs::create_dir(shared.join("4194305.0")).unwrap();
-        let second = Folder::make(state.path()).unwrap();
-        assert!(!shared.join("4194305.0").exists());
+        let shared = state.path().join("ssh");
+        let ours = Folder::make_in(&shared).unwrap();
+        fs::create_dir_all(shared.join("1.0/.ssh-connection")).unwrap();
+        let second = Folder::make_in(&shared).unwrap();
+        assert!(!shared.join("1.0").exists());
         assert!(ours.path().exists() && second.path() != ours.path());
         drop(ours);
         assert!(second.path().exists());
@@ -122,12 +139,29 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_others_may_read_is_refused() {
-        use std::os::unix::fs::PermissionsExt;
+    fn many_at_once_get_folders_of_their_own() {
         let state = tempfile::tempdir().unwrap();
-        let shared = shared(state.path(), &std::env::temp_dir());
-        fs::create_dir(&shared).unwrap();
-        fs::set_permissions(&shared, fs::Permissions::from_mode(0o777)).unwrap();
-        assert!(Folder::make(state.path()).is_err());
+        let shared = state.path().join("ssh");
+        let make = || {
+            for _ in 0..100 {
+                let folder = Folder::make_in(&shared).unwrap();
+                folder.write("key", b"ours").unwrap();
+                assert_eq!(fs::read(folder.path().join("key")).unwrap(), b"ours");
+            }
+        };
+        std::thread::scope(|scope| (0..4).for_each(|_| drop(scope.spawn(make))));
+        assert!(!shared.exists());
+    }
+
+    #[test]
+    fn what_others_may_read_and_what_is_no_folder_is_refused() {
+        use std::os::unix::fs::PermissionsExt;
+        let shared = tempfile::tempdir().unwrap();
+        fs::set_permissions(shared.path(), fs::Permissions::from_mode(0o777)).unwrap();
+        assert!(Folder::make_in(shared.path()).is_err());
+        let (file, link) = (shared.path().join("file"), shared.path().join("link"));
+        fs::write(&file, "").unwrap();
+        std::os::unix::fs::symlink("nowhere", &link).unwrap();
+        assert!(Folder::make_in(&file).is_err() && Folder::make_in(&link).is_err());
     }
 }

@@ -113,6 +113,9 @@ fn a_cluster_in_a_given_network_serves_repairs_itself_and_leaves_the_network_as_
         assert!(described.contains("<privateIpAddress>10.60.") && !described.contains("<publicIp>"), "{described}");
     }
 
+    let abroad = example(&operator, &format!("endpoint: \"{endpoint}\", region: us-east-1, {}", room.section()));
+    let moving = text(&operator.kprov(&["plan", &abroad]));
+    assert!(moving.contains("in region us-east-1 of account") && moving.contains("it is in region eu-west-1 of"), "{moving}");
     let elsewhere = example(&operator, &format!("endpoint: \"{endpoint}\""));
     let moving = text(&operator.kprov(&["plan", &elsewhere]));
     assert!(moving.contains("could not move the cluster from vpc-"), "{moving}");

@@ -13,22 +13,24 @@ const STEP_LIMIT: Duration = Duration::from_secs(60);
 /// Far above what a run has steps: one that never ends is a failure, too.
 const MOST: usize = 200;
 
-/// Starts the command again and again, kills it at its first step at which none has died yet, and returns all these when it has ended
-/// well. `log` is what the command writes; `between` follows every death.
+/// Starts the command again and again, kills it at its first step at which none has died yet, and returns where runs died when it has
+/// ended well. What a run says between the step and its death counts as a place of that death: that it never comes again may be its doing.
+/// `log` is what the command writes; `between` follows every death.
 pub fn kill_at_every_step(operator: &impl Operated, log: &Path, arguments: &[&str], mut between: impl FnMut()) -> BTreeSet<String> {
     let begun = Instant::now();
-    let mut deaths = BTreeSet::new();
+    let (mut aimed, mut deaths) = (BTreeSet::new(), BTreeSet::new());
     loop {
         let from = std::fs::metadata(log).map_or(0, |log| log.len());
         let mut child = operator.command().args(arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("kprov starts");
-        let Some(step) = new_step(&mut child, log, from, &deaths) else { break };
+        let Some(target) = new_step(&mut child, log, from, &aimed) else { break };
         child.kill().expect("kill");
         child.wait().expect("it ends");
-        deaths.insert(step);
-        assert!(deaths.len() < MOST, "it does not come to an end: {deaths:#?}");
+        deaths.extend(since(log, from).lines().filter_map(step).skip_while(|step| *step != target));
+        aimed.insert(target);
+        assert!(aimed.len() < MOST, "it does not come to an end: {aimed:#?}");
         between();
     }
-    eprintln!("{} was killed {} times in {:?}: {deaths:#?}", arguments[0], deaths.len(), begun.elapsed());
+    eprintln!("{} was killed {} times in {:?}: {deaths:#?}", arguments[0], aimed.len(), begun.elapsed());
     deaths
 }
 

@@ -23,7 +23,7 @@ pub(super) mod settings;
 mod sizes;
 
 use self::clients::Clients;
-use self::failure::failure;
+use self::failure::{OrFailure, failure};
 use self::names::{GATEWAY, GROUP, KEY_PAIR, MOUNT, PROFILE, ROLE, ROUTES, SECRET, SUBNET, TARGETS};
 use self::resources::Catalog;
 use self::settings::Settings;
@@ -136,6 +136,11 @@ impl Door for Aws {
 impl Provider for Aws {
     fn name(&self) -> &'static str {
         "aws"
+    }
+
+    async fn place(&self) -> Result<String> {
+        let who = self.clients.sts.get_caller_identity().send().await.or_failure("sign in to AWS")?;
+        Ok(format!("region {} of account {}", self.clients.region, who.account().unwrap_or_default()))
     }
 
     async fn resources(&self, blueprint: &Blueprint, context: &Context) -> Result<Vec<Resource>> {

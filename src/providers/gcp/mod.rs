@@ -163,6 +163,10 @@ impl Provider for Gcp {
         "gcp"
     }
 
+    async fn place(&self) -> Result<String> {
+        Ok(format!("region {} of project {}", self.settings.region, self.settings.project))
+    }
+
     async fn resources(&self, blueprint: &Blueprint, context: &Context) -> Result<Vec<Resource>> {
         let types = resources::types(blueprint, &self.settings)?;
         let catalog = self.catalog(&types).await?;
