@@ -54,13 +54,22 @@ nfs_server() {
     { [ "$1" = stop ] || [ ! -x /etc/init.d/rpcbind ] || service rpcbind start; } && service nfs-kernel-server "$1"
   fi </dev/null >&2 9<&-
 }
+# Waits for another package manager at work: apt's own option does so for one of its locks only.
+packages() {
+  tries=90
+  until words=$(DEBIAN_FRONTEND=noninteractive LC_ALL=C apt-get --yes --quiet "$@" 2>&1 </dev/null 9<&-); do
+    case $words in *"Could not get lock"*|*"Unable to acquire the dpkg frontend lock"*|*"Unable to lock"*) ;; *) tries=0 ;; esac
+    [ "$tries" -gt 0 ] || { printf '%s\n' "$words" | tail -n 5 >&2; return 1; }
+    tries=$((tries - 1))
+    sleep 2
+  done
+}
 serve() {
   if ! command -v exportfs >/dev/null 2>&1; then
     command -v apt-get >/dev/null 2>&1 || fail "there is no NFS server (exportfs), and no apt-get to install one with"
     : >"$server"
-    install="apt-get --yes --quiet -o DPkg::Lock::Timeout=180 install --no-install-recommends nfs-kernel-server"
-    export DEBIAN_FRONTEND=noninteractive
-    { $install || { apt-get --quiet update && $install; }; } </dev/null >&2 9<&- || fail "nfs-kernel-server cannot be installed"
+    install="install --no-install-recommends nfs-kernel-server"
+    { packages $install || { packages update && packages $install; }; } || fail "nfs-kernel-server cannot be installed"
   fi
   serves && return 0
   : >"$server"
@@ -91,6 +100,7 @@ look)
   serves && say nfs yes
   ip -4 -o addr show scope global 2>/dev/null | sed -n 's/.* inet \([0-9.]*\)\/*\([0-9]*\).*/address=\1\nlink=\1\/\2/p'
   ip -4 route get 192.0.2.1 2>/dev/null | sed -n 's/.* src \([0-9.]*\).*/source=\1/p'
+  sshd -T 2>/dev/null | sed -n 's/^port /port=/p' | head -n 1
   { sshd -T 2>/dev/null | sed -n 's/^hostkey //p'; ls /etc/ssh/ssh_host_*_key 2>/dev/null; } | sort -u | while read -r key; do
     [ -r "$key.pub" ] && say hostkey "$(cut -d' ' -f1,2 "$key.pub")"
   done

@@ -120,6 +120,9 @@ pub struct Ssh {
     /// balancer has the address of one of its machines.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub addresses: Vec<String>,
+    /// The machines' network carries pods' addresses, too: no tunnels. For machines on one link that nothing filters (a switch of your own).
+    #[serde(skip_serializing_if = "is_default")]
+    pub direct: bool,
     /// Which of the hosts keeps which filesystem, by the filesystem's name; the first control plane's host unless said otherwise.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub filesystems: BTreeMap<String, String>,

@@ -18,8 +18,12 @@ pub const WORKER: &str = "worker";
 pub const MARKER: &str = "/etc/kprov/host.json";
 /// Where the provider's credentials for the loop inside the cluster lie on a control plane.
 pub const PROVIDER_FILE: &str = "/etc/kprov/provider.json";
-pub const CONTAINERD_CONFIG: &str = "/etc/containerd/config.toml";
-pub const CONTAINERD_SOCKET: &str = "/run/containerd/containerd.sock";
+/// A containerd of kprov's own, beside what Docker or others have: only the program is shared.
+pub const CONTAINERD: &str = "kprov-containerd";
+pub const CONTAINERD_CONFIG: &str = "/etc/kprov/containerd.toml";
+pub const CONTAINERD_ROOT: &str = "/var/lib/kprov/containerd";
+pub const CONTAINERD_STATE: &str = "/run/kprov/containerd";
+pub const CONTAINERD_SOCKET: &str = "/run/kprov/containerd/containerd.sock";
 /// Archives lie here: on a control plane for as long as the blueprint names them, elsewhere until they are imported.
 pub const ARCHIVES: &str = "/var/lib/kprov/images";
 /// The pause and demo image, packed on the machine from the uploaded program.
@@ -205,7 +209,7 @@ pub fn worker(node: Node<'_>, now: SystemTime) -> Result<HostSpec> {
             description: "kprov agent: kubelet, service proxy and DNS".into(),
             argv: argv("agent", &agent),
             env: BTreeMap::new(),
-            after: vec!["containerd".into()],
+            after: vec![CONTAINERD.into()],
             restart_on: vec![agent, pki.join("ca.crt"), leaf.certificate.path.clone()],
             ready: Some(Ready::Tcp(SocketAddr::new(node.address, KUBELET_PORT))),
         }],

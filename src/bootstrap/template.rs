@@ -1,7 +1,8 @@
 //! Configuration texts from templates/, in strict mode: a missing variable is an error, not an empty word. Pure.
 
-use super::spec::{CONTAINERD_SOCKET, KPROV_IMAGE, Service};
+use super::spec::{CONTAINERD_ROOT, CONTAINERD_SOCKET, CONTAINERD_STATE, KPROV_IMAGE, Service};
 use crate::error::{Context, Error, Kind, Result};
+use crate::sys::paths;
 use handlebars::Handlebars;
 use serde::Serialize;
 use serde_json::json;
@@ -18,7 +19,10 @@ pub struct ContainerdHost {
 
 pub fn containerd(host: &ContainerdHost) -> Result<String> {
     let values = json!({
+        "root": CONTAINERD_ROOT,
+        "state": CONTAINERD_STATE,
         "socket": CONTAINERD_SOCKET,
+        "cni_conf_dir": paths::CNI,
         "sandbox_image": KPROV_IMAGE,
         "oom_score": if host.may_protect_from_oom { -999 } else { 0 },
         "disable_apparmor": !host.apparmor,

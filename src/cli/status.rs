@@ -11,6 +11,7 @@ use crate::engine::plan::beside;
 use crate::engine::{Id, MACHINE, Observed, Phase};
 use crate::error::{Error, Kind, Result};
 use crate::orchestrator::client::blueprint::BlueprintObject;
+use crate::providers::resources::served_at;
 use k8s_openapi::api::core::v1::Node;
 use serde_json::{Value, json};
 use std::fmt;
@@ -143,7 +144,7 @@ impl Picture {
     fn rows(&self) -> Vec<[String; 4]> {
         let of_thing = |thing: &Observed| {
             let (colour, words) = phase(&thing.phase);
-            [thing.id.to_string(), thing.outputs["address"].as_str().unwrap_or("").into(), colour.into(), words]
+            [thing.id.to_string(), served_at(thing).unwrap_or("").into(), colour.into(), words]
         };
         let many = self.things.len() > MOST_ROWS;
         let shown = self.things.iter().filter(|thing| !many || thing.phase != Phase::Ready).map(of_thing);

@@ -20,7 +20,7 @@ use crate::engine::{Observed, Verb, plan::Plan};
 use crate::error::{Error, Kind, Result};
 use crate::orchestrator::client::Client;
 use crate::providers::Settings;
-use crate::providers::resources::{FILESYSTEM, LOAD_BALANCER};
+use crate::providers::resources::{FILESYSTEM, LOAD_BALANCER, served_at};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -174,7 +174,7 @@ fn endpoints(observed: &[Observed]) -> Vec<(String, u16, String)> {
     let balancers = observed.iter().filter(|thing| thing.id.kind == LOAD_BALANCER);
     balancers
         .flat_map(|balancer| {
-            let address = balancer.outputs["address"].as_str().filter(|text| !text.is_empty()).map(str::to_string);
+            let address = served_at(balancer).map(str::to_string);
             let listeners = balancer.spec["listeners"].as_array().cloned().unwrap_or_default();
             listeners.into_iter().filter_map(move |listener| {
                 let tcp = listener["protocol"].as_str().is_none_or(|protocol| protocol == "TCP");

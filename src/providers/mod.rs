@@ -118,7 +118,7 @@ fn absent(name: ProviderName) -> Error {
 /// Outputs that every provider gives (see `engine::Observed::outputs`):
 /// - `machine`: `{address: "192.0.2.7", sshPort: 22, sshUser: "root", hostKeys: ["ssh-ed25519 AAAA..."], privateAddress: "10.0.0.5"}`:
 ///   `address` is where the operator reaches it, `privateAddress` where the other machines do (the same when absent)
-/// - `load-balancer`: `{address: "10.0.0.100"}` (IP or DNS name)
+/// - `load-balancer`: `{address: "10.0.0.100"}` (IP or DNS name), and `outsideAddress` where those outside reach it elsewhere
 /// - `filesystem`: `{mount: {type: "bind"|"nfs4", source: "..."}}`: what a node mounts
 #[async_trait]
 pub trait Provider: Door {

@@ -3,7 +3,7 @@
 use super::Context;
 use crate::blueprint::quantity::{format_bytes, format_cpu};
 use crate::blueprint::{Blueprint, Role};
-use crate::engine::{HOST, Id, Resource};
+use crate::engine::{HOST, Id, Observed, Resource};
 use crate::error::Result;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -54,6 +54,12 @@ pub struct ListenerSpec {
 #[serde(rename_all = "camelCase")]
 pub struct FilesystemSpec {
     pub size_bytes: u64,
+}
+
+/// Where the people outside reach a load balancer, be it by a name.
+pub fn served_at(balancer: &Observed) -> Option<&str> {
+    let of = |field: &str| balancer.outputs[field].as_str().filter(|text| !text.is_empty());
+    of("outsideAddress").or_else(|| of("address"))
 }
 
 /// What every provider makes for a blueprint, in an order where needs come first. A provider may then change specs (its own fields),

@@ -27,5 +27,7 @@ pub const BINARY: &str = "/usr/local/bin/kprov";
 pub const ETC: &str = "/etc/kprov";
 pub const PKI: &str = "/etc/kprov/pki";
 pub const DATA: &str = "/var/lib/kprov";
+/// containerd's configuration of pod networks: ours alone, since it takes the first file that it finds.
+pub const CNI: &str = "/etc/kprov/cni";
 /// On a host with the local provider: the local cloud's own data (its "data centre"), never the operator's state.
 pub const LOCAL_CLOUD: &str = "/var/lib/kprov/local";

@@ -1,8 +1,8 @@
 //! The client over mutual TLS against the real API, through a wire that can be cut.
 
 use k8s_openapi::api::core::v1::ConfigMap;
-use kprov::bootstrap::trust::Trust;
 use kprov::bootstrap::trust::issue::ServerNames;
+use kprov::bootstrap::trust::{SERVER_NAME, Trust};
 use kprov::engine::Cluster;
 use kprov::orchestrator::api::{InProcess, Server, User, server_tls};
 use kprov::orchestrator::client::{Client, Informer, Object, Selector, https};
@@ -58,7 +58,8 @@ async fn a_cut_connection_is_made_again_and_no_event_is_lost() {
     let near = Arc::new(TcpListener::bind("127.0.0.1:0").await.unwrap());
     let address = format!("https://{}", near.local_addr().unwrap());
     let wire = Wire::lay(near.clone(), api).await;
-    let client = https::connect(&address, &trust.ca.certificate, &trust.admin.certificate, &trust.admin.key).unwrap();
+    let named = |name| https::connect_named(&address, name, &trust.ca.certificate, &trust.admin.certificate, &trust.admin.key).unwrap();
+    let client = named(SERVER_NAME);
     let cancel = CancellationToken::new();
     let informer = Informer::<ConfigMap>::start(client.clone(), Selector::all(), &cancel);
     let mut changes = informer.changes();
@@ -77,6 +78,8 @@ async fn a_cut_connection_is_made_again_and_no_event_is_lost() {
 
     let stranger = https::connect_with_token(&address, &trust.ca.certificate, "nonsense").unwrap();
     assert_eq!(stranger.get::<ConfigMap>("default", "first").await.unwrap_err().code(), Some(401));
+    let elsewhere = named("kubernetes.example").get::<ConfigMap>("default", "first").await;
+    assert!(elsewhere.unwrap_err().code().is_none(), "a certificate without the name is no API of ours");
     let other = Trust::create(&Cluster { name: "other".into(), uid: "o".into() }, now).unwrap();
     let deceived = https::connect(&address, &other.ca.certificate, &other.admin.certificate, &other.admin.key).unwrap();
     assert!(

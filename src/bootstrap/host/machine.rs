@@ -2,25 +2,27 @@
 
 use super::init::Init;
 use super::{Outcome, Reporter, disk};
-use crate::bootstrap::spec::{CONTAINERD_CONFIG, CONTAINERD_SOCKET, Ready, Service};
+use crate::bootstrap::spec::{CONTAINERD, CONTAINERD_CONFIG, CONTAINERD_SOCKET, Ready, Service};
 use crate::bootstrap::template::{self, ContainerdHost};
 use crate::error::{Error, Result};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-
-pub const CONTAINERD: &str = "containerd";
+use std::time::{Duration, Instant};
 
 /// Daemons and their tools live in sbin, which a login over SSH does not always have.
 const SEARCH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 const CNI_FOLDERS: [&str; 3] = ["/usr/lib/cni", "/opt/cni/bin", "/usr/libexec/cni"];
+/// A first unattended upgrade takes minutes.
+const OTHERS: Duration = Duration::from_secs(600);
+const LOCK_PAUSE: Duration = Duration::from_secs(2);
 /// CAP_SYS_RESOURCE, capabilities(7).
 const SYS_RESOURCE: u64 = 1 << 24;
 
 /// Programs found or installed, containerd's configuration written: the service that is left to start.
 pub fn containerd(reporter: &Reporter, init: Init, nfs: bool) -> Result<Service> {
-    reporter.step("packages", || packages(reporter, nfs))?;
-    let program = find(CONTAINERD).ok_or_else(|| missing(&[CONTAINERD]))?;
+    reporter.step("packages", || packages(reporter, init, nfs))?;
+    let program = find("containerd").ok_or_else(|| missing(&["containerd"]))?;
     let config = template::containerd(&ContainerdHost {
         systemd: init == Init::Systemd,
         apparmor: std::fs::read_to_string("/sys/module/apparmor/parameters/enabled").is_ok_and(|text| text.starts_with('Y')),
@@ -30,7 +32,7 @@ pub fn containerd(reporter: &Reporter, init: Init, nfs: bool) -> Result<Service>
     reporter.step("containerd configuration", || Ok(disk::ensure(Path::new(CONTAINERD_CONFIG), 0o644, config.as_bytes())?.into()))?;
     Ok(Service {
         name: CONTAINERD.into(),
-        description: "containerd, the container runtime, as kprov configures it".into(),
+        description: "containerd, the container runtime of kprov's pods".into(),
         argv: vec![program.display().to_string(), "--config".into(), CONTAINERD_CONFIG.into()],
         env: BTreeMap::from([("PATH".to_string(), SEARCH.to_string())]),
         after: Vec::new(),
@@ -40,7 +42,7 @@ pub fn containerd(reporter: &Reporter, init: Init, nfs: bool) -> Result<Service>
 }
 
 /// What is missing comes from the distribution's own packages, which it also keeps safe.
-fn packages(reporter: &Reporter, nfs: bool) -> Result<Outcome> {
+fn packages(reporter: &Reporter, init: Init, nfs: bool) -> Result<Outcome> {
     let absent = absent(nfs);
     if absent.is_empty() {
         return Ok(Outcome::default());
@@ -48,14 +50,22 @@ fn packages(reporter: &Reporter, nfs: bool) -> Result<Outcome> {
     if find("apt-get").is_none() {
         return Err(missing(&absent));
     }
-    reporter.doing(&format!("installing {}", absent.join(", ")));
-    let install = || run(apt(&["install", "--no-install-recommends"]).args(&absent), "could not install packages");
+    let what = format!("installing {}", absent.join(", "));
+    let install = || {
+        let mut words = vec!["install", "--no-install-recommends"];
+        words.extend(&absent);
+        apt(reporter, &what, &words, "could not install packages")
+    };
     // Lists are often there and fresh: only ask for new ones when that does not do.
     let installed = install().or_else(|_| {
-        run(&mut apt(&["update"]), "could not read the package lists")?;
+        apt(reporter, &what, &["update"], "could not read the package lists")?;
         install()
     });
     installed.map_err(|error| error.hint(format!("install by hand on the machine: {}", absent.join(" "))))?;
+    if init == Init::Systemd && absent.contains(&"containerd") {
+        // The package's own service would run beside ours for nothing.
+        let _ = run(command("systemctl").args(["disable", "--now", "containerd"]), "could not stop the package's containerd");
+    }
     match self::absent(nfs) {
         still if still.is_empty() => Ok(true.into()),
         still => Err(missing(&still)),
@@ -75,12 +85,28 @@ fn missing(names: &[&str]) -> Error {
         .hint("install them there, or choose an image that has apt-get")
 }
 
-/// Never asks; waits for another package manager (cloud-init's) instead of failing.
-fn apt(arguments: &[&str]) -> Command {
-    let mut command = command("apt-get");
-    command.args(["--yes", "--quiet", "-o", "DPkg::Lock::Timeout=180", "-o", "Dpkg::Options::=--force-confold"]);
-    command.args(arguments).env("DEBIAN_FRONTEND", "noninteractive");
-    command
+/// Never asks, and waits for another package manager (a fresh machine's first upgrade) instead of failing: apt's own option does so for
+/// one of its locks only, and tells nobody.
+fn apt(reporter: &Reporter, what: &str, arguments: &[&str], failed: &str) -> Result<()> {
+    let begun = Instant::now();
+    loop {
+        reporter.doing(what);
+        let mut command = command("apt-get");
+        command.args(["--yes", "--quiet", "-o", "Dpkg::Options::=--force-confold"]).args(arguments);
+        // Its words are looked at.
+        command.env("DEBIAN_FRONTEND", "noninteractive").env("LC_ALL", "C");
+        match run(&mut command, failed) {
+            Err(error) if is_locked(&error.chain()) && begun.elapsed() < OTHERS => {
+                reporter.doing("waiting for the machine's own package manager");
+                std::thread::sleep(LOCK_PAUSE);
+            }
+            outcome => return outcome.map(drop),
+        }
+    }
+}
+
+fn is_locked(words: &str) -> bool {
+    ["Could not get lock", "Unable to acquire the dpkg frontend lock", "Unable to lock"].iter().any(|sign| words.contains(sign))
 }
 
 fn cni_folder() -> Option<&'static str> {
@@ -132,4 +158,17 @@ pub fn run(command: &mut Command, failed: &str) -> Result<String> {
         return Err(Error::host(failed).because(format!("{} ({})", words.join("; "), output.status)));
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_locked;
+
+    #[test]
+    fn a_package_manager_at_work_is_told_from_one_that_fails() {
+        let lists = "E: Could not get lock /var/lib/apt/lists/lock. It is held by process 612 (apt-get)";
+        let dpkg = "E: Unable to acquire the dpkg frontend lock (/var/lib/dpkg/lock-frontend), is another process using it?";
+        assert!(is_locked(lists) && is_locked(dpkg));
+        assert!(!is_locked("E: Unable to locate package containerd"));
+    }
 }

@@ -93,7 +93,7 @@ fn install(spec: &HostSpec, input: BufReader<Stdin>, reporter: &Reporter) -> Res
         });
         write_files(spec, reporter)?;
         let (with_runtime, alone): (Vec<_>, Vec<_>) =
-            spec.services.iter().partition(|service| service.after.iter().any(|name| name == machine::CONTAINERD));
+            spec.services.iter().partition(|service| service.after.iter().any(|name| name == spec::CONTAINERD));
         for service in alone {
             start(service, &program, init, reporter)?;
         }
@@ -197,9 +197,7 @@ fn marker(spec: &HostSpec, program: &str) -> Result<Marker> {
         revision: spec.revision.clone(),
         generation: spec.generation,
         program: program.to_string(),
-        services: std::iter::once(machine::CONTAINERD.to_string())
-            .chain(spec.services.iter().map(|service| service.name.clone()))
-            .collect(),
+        services: std::iter::once(spec::CONTAINERD.to_string()).chain(spec.services.iter().map(|service| service.name.clone())).collect(),
         images: spec.images.iter().map(|image| image.sha256.clone()).collect(),
         files: spec.files.iter().map(|file| &file.path).chain(leaves).cloned().collect(),
         rotate_at,

@@ -2,27 +2,23 @@
 
 use super::init::Init;
 use super::{Reporter, disk, machine};
-use crate::bootstrap::spec::{CONTAINERD_CONFIG, CONTAINERD_SOCKET, MARKER};
+use crate::bootstrap::spec::{CONTAINERD, CONTAINERD_CONFIG, CONTAINERD_SOCKET, MARKER};
 use crate::error::{Context, Error, Kind, Result};
 use crate::supervisor;
 use crate::sys::{cgroups, paths};
 use std::io::ErrorKind;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 /// What may run when the marker, which names them, was never written.
 const SERVICES: [&str; 2] = ["kprov-agent", "kprov-server"];
-/// Folders that only kprov, its containerd or its pods write to on a machine of its own. The last ones hold the program that runs this.
-const DATA: [&str; 9] = [
-    "/var/lib/kprov",
-    "/var/log/kprov",
-    "/var/log/pods",
-    "/var/log/containers",
-    "/var/lib/cni",
-    "/var/lib/containerd",
-    "/run/containerd",
-    "/etc/kprov/services",
-    paths::PKI,
-];
+/// Folders that only kprov, its containerd or its pods write to.
+const DATA: [&str; 7] =
+    [paths::DATA, "/var/log/kprov", "/var/log/pods", "/var/log/containers", paths::CNI, "/etc/kprov/services", paths::PKI];
+/// What containerd and the CNI plugins put beside others' whatever they are told, by our network's name.
+const CNI_RESULTS: &str = "/var/lib/cni/results";
+const CNI_RESULT: &str = "kprov-";
+const SHIM_SOCKETS: &str = "/run/containerd/s";
 /// The proxy's table, the agent's address, the number of its routes and its tunnel: what it leaves in the kernel.
 const TABLES: [&str; 1] = ["kprov"];
 const DNS_ADDRESS: &str = "10.96.0.10/32";
@@ -36,32 +32,28 @@ const GROUP_TRIES: u32 = 50;
 /// Services, pods, files, data; the marker and the program last, so that an interrupted removal can be run again.
 pub fn everything(reporter: &Reporter) -> Result<()> {
     let marker = disk::marker();
-    let is_ours = |path: &Path| std::fs::read_to_string(path).is_ok_and(|text| text.starts_with("# Written by kprov"));
-    if marker.is_none() && !is_ours(Path::new(CONTAINERD_CONFIG)) && !Path::new(paths::BINARY).exists() {
+    if marker.is_none() && ![CONTAINERD_CONFIG, paths::BINARY].iter().any(|path| Path::new(path).exists()) {
         return Ok(());
     }
     // An installation whose operator went away may still be at work.
     let _lock = super::one_at_a_time(reporter)?;
     let marker = disk::marker().or(marker);
-    let has_runtime = is_ours(Path::new(CONTAINERD_CONFIG));
     let init = Init::detect()?;
     let named = marker.iter().flat_map(|marker| marker.services.iter().rev().map(String::as_str));
-    let mut services: Vec<&str> = named.filter(|name| *name != machine::CONTAINERD).collect();
+    let mut services: Vec<&str> = named.filter(|name| *name != CONTAINERD).collect();
     services.extend(SERVICES.iter().filter(|name| !services.contains(name)).collect::<Vec<_>>());
     for name in services {
         reporter.step(name, || init.remove(name).map(|()| true.into()))?;
     }
-    if has_runtime {
-        reporter.step("pods", || {
-            stop_pods();
-            Ok(true.into())
-        })?;
-        reporter.step(machine::CONTAINERD, || init.remove(machine::CONTAINERD).map(|()| true.into()))?;
-        reporter.step("shims", || {
-            stop_shims();
-            Ok(true.into())
-        })?;
-    }
+    reporter.step("pods", || {
+        stop_pods();
+        Ok(true.into())
+    })?;
+    reporter.step(CONTAINERD, || init.remove(CONTAINERD).map(|()| true.into()))?;
+    reporter.step("shims", || {
+        stop_shims();
+        Ok(true.into())
+    })?;
     reporter.step("kernel", || {
         network();
         Ok(true.into())
@@ -71,22 +63,14 @@ pub fn everything(reporter: &Reporter) -> Result<()> {
         for path in marker.iter().flat_map(|marker| &marker.files) {
             gone(path, std::fs::remove_file(path))?;
         }
-        for folder in DATA.iter().filter(|folder| has_runtime || !folder.contains("containerd")) {
-            clear(Path::new(folder))?;
-        }
-        for path in [CONTAINERD_CONFIG, "/etc/cni/net.d/10-kprov.conflist", "/etc/kprov/program.sum", "/etc/kprov/provider.json"] {
-            let path = Path::new(path);
-            if path != Path::new(CONTAINERD_CONFIG) || has_runtime {
-                gone(path, std::fs::remove_file(path))?;
-            }
+        DATA.iter().try_for_each(|folder| clear(Path::new(folder)))?;
+        for path in [CONTAINERD_CONFIG, "/etc/kprov/program.sum", "/etc/kprov/provider.json"] {
+            gone(Path::new(path), std::fs::remove_file(path))?;
         }
         for path in ["/etc/kprov/server.json", "/etc/kprov/agent.json", paths::BINARY, MARKER] {
             gone(Path::new(path), std::fs::remove_file(path))?;
         }
-        // Folders that others may share go only when they are empty.
-        for folder in ["/etc/containerd", "/etc/cni/net.d", "/etc/cni"] {
-            let _ = std::fs::remove_dir(folder);
-        }
+        shared();
         clear(Path::new("/run/kprov"))?;
         Ok(true.into())
     })
@@ -94,6 +78,9 @@ pub fn everything(reporter: &Reporter) -> Result<()> {
 
 /// Pods live on without their agent; a pod that cannot be stopped dies with its machine.
 fn stop_pods() {
+    if !Path::new(CONTAINERD_SOCKET).exists() {
+        return;
+    }
     let ctr = |arguments: &[&str]| {
         let mut command = machine::command("ctr");
         command.args(["--address", CONTAINERD_SOCKET, "--namespace", "k8s.io"]).args(arguments);
@@ -103,11 +90,6 @@ fn stop_pods() {
     for container in containers.lines() {
         let _ = ctr(&["tasks", "delete", "--force", container]);
         let _ = ctr(&["containers", "delete", container]);
-    }
-    for space in entries("/run/netns").filter(|path| path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"cni-"))) {
-        // Its cable goes with it.
-        let _ = nix::mount::umount2(&space, nix::mount::MntFlags::MNT_DETACH);
-        let _ = std::fs::remove_file(&space);
     }
 }
 
@@ -120,6 +102,19 @@ fn stop_shims() {
     };
     for process in entries("/proc").filter(is_shim) {
         kill(&process.file_name().unwrap_or_default().to_string_lossy());
+    }
+}
+
+/// Folders that other containerds of the machine use, too: out of them goes what is ours, and they themselves when they are empty.
+fn shared() {
+    let is_ours = |path: &PathBuf| path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(CNI_RESULT.as_bytes()));
+    // Nobody listens at a socket whose shim is dead; then it is nobody's.
+    let is_dead = |path: &PathBuf| UnixStream::connect(path).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused);
+    for path in entries(CNI_RESULTS).filter(is_ours).chain(entries(SHIM_SOCKETS).filter(is_dead)) {
+        let _ = std::fs::remove_file(path);
+    }
+    for folder in [CNI_RESULTS, "/var/lib/cni", SHIM_SOCKETS, "/run/containerd"] {
+        let _ = std::fs::remove_dir(folder);
     }
 }
 

@@ -17,6 +17,9 @@ const LEAF_LIFE: Duration = DAY.checked_mul(365).expect("fits");
 /// A machine whose clock is behind ours must not refuse what we just made.
 const BACKDATED: Duration = Duration::from_secs(3_600);
 
+/// What every API server's certificate says, whatever its addresses are.
+pub const SERVER_NAME: &str = "kubernetes";
+
 /// A certificate and its private key, both PEM (PKCS#8).
 #[derive(Clone, PartialEq, Eq)]
 pub struct Pair {
@@ -61,7 +64,7 @@ impl Authority {
             names.advertise.to_string(),
             "127.0.0.1".into(),
             "localhost".into(),
-            "kubernetes".into(),
+            SERVER_NAME.into(),
             "kubernetes.default".into(),
             "kubernetes.default.svc".into(),
             format!("kubernetes.default.svc.{}", names.domain),

@@ -1,6 +1,6 @@
 //! The administrator's kubeconfig: one file that needs nothing beside it. Pure.
 
-use super::Pair;
+use super::{Pair, SERVER_NAME};
 use base64::Engine;
 use serde_json::json;
 
@@ -11,7 +11,7 @@ pub fn render(cluster: &str, server: &str, ca: &str, admin: &Pair) -> String {
     let config = json!({
         "apiVersion": "v1",
         "kind": "Config",
-        "clusters": [{"name": cluster, "cluster": {"server": server, "certificate-authority-data": encode(ca)}}],
+        "clusters": [{"name": cluster, "cluster": {"server": server, "tls-server-name": SERVER_NAME, "certificate-authority-data": encode(ca)}}],
         "users": [{"name": user, "user": {"client-certificate-data": encode(&admin.certificate), "client-key-data": encode(&admin.key)}}],
         "contexts": [{"name": cluster, "context": {"cluster": cluster, "user": user}}],
         "current-context": cluster,
@@ -30,6 +30,7 @@ mod tests {
         let value: serde_json::Value = serde_saphyr::from_str(&text).unwrap();
         assert_eq!(value["current-context"], "shop");
         assert_eq!(value["clusters"][0]["cluster"]["server"], "https://10.88.0.10:6443");
+        assert_eq!(value["clusters"][0]["cluster"]["tls-server-name"], "kubernetes");
         assert_eq!(value["clusters"][0]["cluster"]["certificate-authority-data"], "Q0E=");
         assert_eq!(value["users"][0]["user"]["client-key-data"], "S0VZ");
         assert_eq!(value["contexts"][0]["context"]["user"], value["users"][0]["name"]);

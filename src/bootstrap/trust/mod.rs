@@ -4,7 +4,7 @@ pub mod issue;
 pub mod kubeconfig;
 pub mod read;
 
-pub use issue::{Authority, Pair, ServerNames};
+pub use issue::{Authority, Pair, SERVER_NAME, ServerNames};
 pub use read::{Life, due, life, not_after};
 
 use crate::engine::Cluster;

@@ -2,7 +2,7 @@
 
 use crate::blueprint::counted;
 use crate::blueprint::{Blueprint, Spec};
-use crate::bootstrap::trust::Trust;
+use crate::bootstrap::trust::{SERVER_NAME, Trust};
 use crate::engine::{Action, Door, HOST, Id, Inputs, MACHINE, Observed, Phase, Progress, Request, Resource};
 use crate::error::{Context, Error, Kind, Result};
 use crate::orchestrator::client::blueprint::BlueprintObject;
@@ -40,7 +40,7 @@ impl BlueprintDoor {
 /// The API of a cluster as its administrator.
 pub fn api(trust: &Trust, address: IpAddr) -> Result<Client> {
     let server = format!("https://{}", forward::through(SocketAddr::new(address, API_PORT)));
-    https::connect(&server, &trust.ca.certificate, &trust.admin.certificate, &trust.admin.key)
+    https::connect_named(&server, SERVER_NAME, &trust.ca.certificate, &trust.admin.certificate, &trust.admin.key)
 }
 
 /// The control plane machine that works, if there is one.

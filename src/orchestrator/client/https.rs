@@ -36,6 +36,14 @@ pub fn connect(server: &str, ca_pem: &str, cert_pem: &str, key_pem: &str) -> Res
     connect_as(server, ca_pem, Identity::Certificate { cert_pem: cert_pem.into(), key_pem: key_pem.into() })
 }
 
+/// The same for an API whose address may be another than its certificate says (a machine's public address changes when it was off):
+/// `name` is what the certificate must say.
+pub fn connect_named(server: &str, name: &str, ca_pem: &str, cert_pem: &str, key_pem: &str) -> Result<Client> {
+    let identity = Identity::Certificate { cert_pem: cert_pem.into(), key_pem: key_pem.into() };
+    let name = ServerName::try_from(name.to_string()).or_fail(Kind::Internal, || format!("could not expect an API called {name}"))?;
+    Ok(Client::new(Arc::new(Https { name, ..Https::new(server, ca_pem, identity)? })))
+}
+
 pub fn connect_with_token(server: &str, ca_pem: &str, token: &str) -> Result<Client> {
     connect_as(server, ca_pem, Identity::Token(token.into()))
 }

@@ -11,6 +11,7 @@ use crate::orchestrator::client::backoff::Backoff;
 use crate::orchestrator::client::events::Subject;
 use crate::orchestrator::client::{Failure, Patch};
 use crate::orchestrator::config::AgentConfig;
+use crate::sys::paths::CNI as CNI_FOLDER;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Node;
 use serde_json::{Value, json};
@@ -21,7 +22,6 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
-pub const CNI_FOLDER: &str = "/etc/cni/net.d";
 const VERSION: &str = "v1.33.0+kprov";
 /// Upstream's figures: a lease of 40 s renewed every 10 s, the whole status every 5 min.
 const LEASE_SECONDS: i64 = 40;

@@ -94,14 +94,17 @@ pub async fn run(
     nodes: Informer<Node>,
     cancel: CancellationToken,
 ) -> Result<()> {
-    let ranges: BTreeSet<Ipv4Addr> = config.announce.iter().filter_map(|text| range(text)).flatten().collect();
-    let mut announcer = Announcer {
-        link: Link::of(config.address).await?,
-        client,
-        me: config.node_name.clone(),
-        seen: BTreeMap::new(),
-        held: BTreeSet::new(),
+    let link = match Link::of(config.address).await {
+        Ok(link) => link,
+        // Others may stand by for the addresses; the rest of this node works.
+        Err(error) => {
+            tracing::warn!(error = %error.chain(), "this node announces no addresses");
+            cancel.cancelled().await;
+            return Ok(());
+        }
     };
+    let ranges: BTreeSet<Ipv4Addr> = config.announce.iter().filter_map(|text| range(text)).flatten().collect();
+    let mut announcer = Announcer { link, client, me: config.node_name.clone(), seen: BTreeMap::new(), held: BTreeSet::new() };
     // Left by an agent that was killed.
     for address in announcer.link.addresses().await?.intersection(&ranges) {
         announcer.link.drop(*address).await;

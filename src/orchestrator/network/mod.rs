@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
-pub const CNI_CONFIGURATION: &str = "/etc/cni/net.d/10-kprov.conflist";
+pub const CNI_CONFIGURATION: &str = "/etc/kprov/cni/10-kprov.conflist";
 /// Debian's place, and upstream's.
 const PLUGIN_FOLDERS: [&str; 2] = ["/usr/lib/cni", "/opt/cni/bin"];
 /// A gateway may not be reachable yet (its machine is starting): no event will tell when it is.

@@ -83,6 +83,11 @@ pub fn internal_address(node: &Node) -> Option<Ipv4Addr> {
     addresses.filter(|address| address.type_ == "InternalIP").find_map(|address| address.address.parse().ok())
 }
 
+/// What the plugins of Ubuntu 22.04 (0.9) speak, and all newer ones.
+const CNI_VERSION: &str = "0.4.0";
+/// Which pod has which address: a file each.
+const ADDRESSES: &str = "/var/lib/kprov/cni";
+
 /// The CNI network list for containerd: a veth pair per pod with the node as its router. No bridge, so no bridge netfilter either.
 pub fn conflist(pods: Ipv4Net, mtu: u32, port_mapping: bool) -> String {
     let mut plugins = vec![json!({
@@ -90,12 +95,12 @@ pub fn conflist(pods: Ipv4Net, mtu: u32, port_mapping: bool) -> String {
         // Masquerading is the service proxy's: it does it with nftables, the plugin would need iptables.
         "ipMasq": false,
         "mtu": mtu,
-        "ipam": {"type": "host-local", "ranges": [[{"subnet": pods.to_string()}]], "routes": [{"dst": "0.0.0.0/0"}]},
+        "ipam": {"type": "host-local", "dataDir": ADDRESSES, "ranges": [[{"subnet": pods.to_string()}]], "routes": [{"dst": "0.0.0.0/0"}]},
     })];
     if port_mapping {
         plugins.push(json!({"type": "portmap", "capabilities": {"portMappings": true}}));
     }
-    let list = json!({"cniVersion": "1.0.0", "name": "kprov", "plugins": plugins});
+    let list = json!({"cniVersion": CNI_VERSION, "name": "kprov", "plugins": plugins});
     format!("{list:#}\n")
 }
 
@@ -107,7 +112,7 @@ pub mod tests {
         serde_json::from_value(json!({
             "nodeName": "worker-1", "address": "10.88.0.11", "api": "https://10.88.0.10:6443", "data": "/var/lib/kprov", "pki": "/etc/kprov/pki",
             "serviceCidr": "10.96.0.0/16", "podCidr": "10.244.0.0/16", "dnsAddress": "10.96.0.10", "clusterDomain": "cluster.local",
-            "containerdSocket": "/run/containerd/containerd.sock", "providerId": "kprov-local://shop/worker-1"
+            "containerdSocket": "/run/kprov/containerd/containerd.sock", "providerId": "kprov-local://shop/worker-1"
         }))
         .expect("a whole configuration")
     }

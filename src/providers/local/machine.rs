@@ -45,10 +45,8 @@ pub fn write_files(layout: &Layout, record: &Record, spec: &MachineSpec) -> Resu
         for part in ["upper", "work", "root", "skeleton"] {
             make(&folder.join(part), 0o755)?;
         }
-        for (part, _) in DATA {
-            make(&folder.join("data").join(part), 0o755)?;
-        }
-        make(&folder.join("data/kprov/filesystems"), 0o755)?;
+        make(&folder.join(DATA), 0o755)?;
+        make(&folder.join(DATA).join("filesystems"), 0o755)?;
         make(&layout.filesystems(), 0o755)?;
         let upper = folder.join("upper");
         for (part, mode) in [

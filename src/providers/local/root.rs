@@ -22,8 +22,10 @@ pub struct Root<'a> {
     pub filesystems: &'a Path,
 }
 
-/// Data folders on a real disk: the overlay snapshotter refuses to work on an overlay, and databases want a true fsync.
-pub const DATA: [(&str, &str); 2] = [("containerd", "var/lib/containerd"), ("kprov", "var/lib/kprov")];
+/// On a real disk, below the machine's folder and in the machine: the overlay snapshotter refuses to work on an overlay, and databases
+/// want a true fsync.
+pub const DATA: &str = "data/kprov";
+const DATA_PLACE: &str = "var/lib/kprov";
 
 /// Host folders that a machine sees; all else at the top is hidden.
 const SHOWN: [&str; 9] = ["bin", "sbin", "lib", "lib32", "lib64", "libx32", "usr", "etc", "var"];
@@ -112,7 +114,7 @@ impl Root<'_> {
                 }
             }
         }
-        for name in ["var/log", "var/tmp", "var/cache", "var/lib/containerd", "var/lib/kprov"] {
+        for name in ["var/log", "var/tmp", "var/cache", DATA_PLACE] {
             empty(&skeleton.join(name))?;
         }
         Ok(())
@@ -174,9 +176,7 @@ impl Root<'_> {
     }
 
     fn data(&self) -> io::Result<()> {
-        for (name, place) in DATA {
-            bind(&self.folder.join("data").join(name), &self.root().join(place))?;
-        }
+        bind(&self.folder.join(DATA), &self.root().join(DATA_PLACE))?;
         bind(self.filesystems, &self.root().join("var/lib/kprov/filesystems"))
     }
 

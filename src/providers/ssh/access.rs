@@ -24,6 +24,8 @@ struct Usual {
     user: String,
     port: u16,
     jump: Option<String>,
+    /// A program that makes the connection.
+    proxy: Option<String>,
     /// Lines of ssh's configuration that say who we are and whom we trust.
     identities: Vec<String>,
     trust: Vec<String>,
@@ -32,6 +34,11 @@ struct Usual {
 pub async fn access(host: &SshHost) -> Result<Access> {
     let failed = || format!("could not find out how to reach {}", place(host));
     let usual = usual(&host.address, host.user.as_deref().unwrap_or("root"), host.port).await?;
+    if let (None, Some(proxy)) = (&host.jump, &usual.proxy) {
+        return Err(Error::input(failed())
+            .because(format!("your ssh configuration has a ProxyCommand for it ({proxy}), which machines cannot use among themselves"))
+            .hint("give the host to go through as `jump`, or use ProxyJump there"));
+    }
     let jump = match host.jump.as_ref().or(usual.jump.as_ref()) {
         Some(text) => Some(way(host, text).await?),
         None => None,
@@ -67,10 +74,10 @@ fn target(host: &SshHost, usual: &Usual, jump: Option<Jump>) -> Target {
     }
 }
 
-/// The key that the blueprint names, and no other; else whatever ssh would try.
+/// The key that the blueprint names, and no other, be it open in an agent only; else whatever ssh would try.
 fn identities(host: &SshHost, usual: &Usual) -> Vec<String> {
     match &host.key {
-        Some(key) => vec![format!("IdentityFile {key}")],
+        Some(key) => vec![format!("IdentityFile {key}"), "IdentityAgent SSH_AUTH_SOCK".into()],
         None => usual.identities.clone(),
     }
 }
@@ -117,6 +124,7 @@ fn parse(text: &str) -> Usual {
             "user" => usual.user = value.into(),
             "port" => usual.port = value.parse().unwrap_or(22),
             "proxyjump" if value != "none" => usual.jump = Some(value.into()),
+            "proxycommand" if value != "none" => usual.proxy = Some(value.into()),
             "identityfile" | "certificatefile" => usual.identities.push(format!("{key} {value}")),
             "identityagent" | "identitiesonly" => usual.identities.push(format!("{key} {value}")),
             "userknownhostsfile" | "globalknownhostsfile" | "hostkeyalias" => usual.trust.push(format!("{key} {value}")),
@@ -153,6 +161,7 @@ mod tests {
         let usual = parse(USUAL);
         let target = target(&host(), &usual, None);
         assert_eq!((target.address.as_str(), target.ssh_port, usual.jump.as_deref()), ("web1.example.com", 2200, Some("admin@bastion")));
+        assert_eq!((usual.proxy, parse("proxycommand nc -X %h %p\n").proxy.as_deref()), (None, Some("nc -X %h %p")));
         let lines = target.login.unwrap().lines;
         for line in ["identityfile ~/.ssh/id_ed25519", "identityagent SSH_AUTH_SOCK", "userknownhostsfile /root/.ssh/known_hosts"] {
             assert!(lines.iter().any(|found| found == line), "{line} in {lines:?}");
@@ -163,7 +172,11 @@ mod tests {
     fn what_the_blueprint_says_goes_before() {
         let named = SshHost { key: Some("/root/key".into()), fingerprint: Some("SHA256:x".into()), ..host() };
         let login = target(&named, &parse(USUAL), None).login.unwrap();
-        assert_eq!(login.lines, ["IdentityFile /root/key"], "no other key, and no known hosts beside the fingerprint");
+        assert_eq!(
+            login.lines,
+            ["IdentityFile /root/key", "IdentityAgent SSH_AUTH_SOCK"],
+            "no other key, and no known hosts beside the fingerprint"
+        );
         assert_eq!(login.fingerprint.as_deref(), Some("SHA256:x"));
         let pinned = SshHost { host_key: Some("ssh-ed25519 AAAA".into()), fingerprint: Some("SHA256:x".into()), ..host() };
         let target = target(&pinned, &parse(USUAL), None);

@@ -87,10 +87,37 @@ pub fn address<'a>(spec: &Value, mut machine: impl FnMut(&Id) -> Option<&'a Obse
     ["privateAddress", "address"].iter().find_map(|field| outputs[*field].as_str()).map(str::to_string)
 }
 
+/// A load balancer at a machine with another address outside is reached there from outside.
+pub fn show_outside(things: &mut [Observed]) {
+    let machines: BTreeMap<String, Value> = things
+        .iter()
+        .filter(|thing| thing.id.kind == MACHINE)
+        .map(|thing| (thing.id.name.clone(), thing.outputs["address"].clone()))
+        .collect();
+    for balancer in things.iter_mut().filter(|thing| thing.id.kind == LOAD_BALANCER) {
+        let outside = balancer.spec["machine"].as_str().and_then(|machine| machines.get(machine)).filter(|outside| outside.is_string());
+        if let Some(outside) = outside.filter(|outside| **outside != balancer.outputs["address"]) {
+            balancer.outputs["outsideAddress"] = outside.clone();
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::engine::Phase;
+
+    #[test]
+    fn who_is_outside_is_told_the_outside_address_of_its_machine() {
+        let mut things = [there("web", "machine", "worker-1"), there("api", "address", "10.0.0.40"), there("", "", "")];
+        things[0].outputs = json!({"address": "10.0.0.5"});
+        things[1].outputs = json!({"address": "10.0.0.40"});
+        things[2].id = Id::new(MACHINE, "worker-1");
+        things[2].outputs = json!({"address": "203.0.113.5", "privateAddress": "10.0.0.5"});
+        show_outside(&mut things);
+        assert_eq!(things[0].outputs, json!({"address": "10.0.0.5", "outsideAddress": "203.0.113.5"}));
+        assert_eq!(things[1].outputs, json!({"address": "10.0.0.40"}));
+    }
 
     fn balancer(name: &str, port: u16) -> Resource {
         Resource {

@@ -50,7 +50,7 @@ pub struct Host {
     pub place: String,
     pub target: Target,
     address: Option<IpAddr>,
-    private: Option<IpAddr>,
+    pub private: Option<IpAddr>,
     labels: BTreeMap<String, String>,
 }
 
@@ -142,7 +142,7 @@ impl Hosts {
                 if host.target.jump.is_some() && seen.claim.as_ref().is_some_and(|claim| claim.spec["role"] == "control-plane") {
                     outputs["wayIn"] = json!(self.open_way(&host, &outputs).await.is_ok());
                 }
-                let reach = reach(&host, &outputs);
+                let reach = reach(&host, &seen, &outputs);
                 Look { place, seen: Ok(seen), outputs, reach: Some(reach) }
             }
             Err(why) => Look { place, seen: Err(why), outputs: outputs(&host, &Seen::default()), reach: None },
@@ -248,12 +248,14 @@ fn outputs(host: &Host, seen: &Seen) -> Value {
     outputs
 }
 
-fn reach(host: &Host, outputs: &Value) -> Reach {
+/// How the other machines log in: the operator's way may lead through a port that a router forwards.
+fn reach(host: &Host, seen: &Seen, outputs: &Value) -> Reach {
     let text = |field: &str| outputs[field].as_str().map(str::to_string);
+    let same = outputs["privateAddress"].is_null() || outputs["privateAddress"] == host.target.address.as_str();
     Reach {
         place: host.place.clone(),
         address: text("privateAddress").or_else(|| text("address")).unwrap_or_default(),
-        port: host.target.ssh_port,
+        port: seen.ssh_port.filter(|_| !same).unwrap_or(host.target.ssh_port),
         user: host.target.ssh_user.clone(),
         host_keys: serde_json::from_value(outputs["hostKeys"].clone()).unwrap_or_default(),
         network: serde_json::from_value(outputs["network"].clone()).ok(),
@@ -294,6 +296,12 @@ mod tests {
         check("203.0.113.9", None, ("203.0.113.9", "192.168.1.5"));
         check("203.0.113.9", Some("10.0.0.5"), ("203.0.113.9", "10.0.0.5"));
         check("behind.jump", None, ("192.168.1.5", "192.168.1.5"));
+        let port = |address: &str| {
+            let host = Host { target: Target { ssh_port: 2201, ..host(address, None).target }, ..host(address, None) };
+            let seen = Seen { ssh_port: Some(22), ..seen.clone() };
+            reach(&host, &seen, &outputs(&host, &seen)).port
+        };
+        assert_eq!((port("10.0.0.5"), port("203.0.113.9")), (2201, 22));
         assert_eq!(outputs(&host("10.0.0.5", None), &seen)["hostKeys"], json!(["ssh-ed25519 AAAA", "ssh-ed25519 BBBB comment"]));
     }
 }

@@ -66,7 +66,7 @@ impl Machines {
     }
 
     fn new(cluster: Cluster, hosts: Hosts, credentials: Option<Credentials>) -> Machines {
-        let fabric = Mutex::new(Fabric::Switched);
+        let fabric = Mutex::new(Fabric::Routed);
         Machines { cluster, hosts, keeper: Mutex::default(), wished: Mutex::default(), fabric, credentials }
     }
 
@@ -122,6 +122,7 @@ impl Door for Machines {
 
     async fn observe(&self, _known: &[Observed]) -> Result<Vec<Observed>> {
         let mut things = self.world().await?.things;
+        balance::show_outside(&mut things);
         if self.hosts.is_behind().await {
             for balancer in things.iter_mut().filter(|thing| thing.id.kind == LOAD_BALANCER) {
                 balancer.outputs["inside"] = json!(true);
@@ -172,7 +173,8 @@ impl Provider for Machines {
         let wish = shares::Wish { cluster_uid: &self.cluster.uid, said, listed: &listed_places, world: &world };
         shares::place(&mut all, &wish)?;
         let on_machines: BTreeSet<String> = places.into_values().chain(world.held().into_values()).collect();
-        *self.fabric.lock() = networks::fabric(on_machines.iter().map(String::as_str), &world.networks);
+        *self.fabric.lock() =
+            networks::fabric(blueprint.spec.providers.ssh.direct, on_machines.iter().map(String::as_str), &world.networks);
         balance::place(&mut all, &blueprint.spec.providers.ssh.addresses, &world)?;
         Ok(all)
     }

@@ -9,10 +9,11 @@ use std::net::Ipv4Addr;
 /// The link that each host's own address is on, by its place; hosts that never answered are left out.
 pub type Networks = BTreeMap<String, Ipv4Net>;
 
-/// Machines on one link carry pods' packets to each other; as soon as one is beyond a router, all of them use tunnels.
-pub fn fabric<'a>(hosts: impl IntoIterator<Item = &'a str>, networks: &Networks) -> Fabric {
+/// Tunnels work everywhere: many a virtual machine's network drops all addresses but the machine's own, and says nothing. `direct`: this
+/// one does not, and machines on one link hand pods' packets to each other; as soon as one is beyond a router, all of them use tunnels.
+pub fn fabric<'a>(direct: bool, hosts: impl IntoIterator<Item = &'a str>, networks: &Networks) -> Fabric {
     let links: BTreeSet<&Ipv4Net> = hosts.into_iter().filter_map(|host| networks.get(host)).collect();
-    if links.len() > 1 { Fabric::Routed } else { Fabric::Switched }
+    if direct && links.len() <= 1 { Fabric::Switched } else { Fabric::Routed }
 }
 
 /// Whether a machine on one of these links can announce the address. What is on nobody's link is led to the machines by something else.
@@ -42,8 +43,11 @@ mod tests {
     }
 
     #[test]
-    fn pods_travel_in_tunnels_as_soon_as_a_router_is_between_machines() {
-        let check = |hosts: &[&str], expected| assert_eq!(fabric(hosts.iter().copied(), &networks()), expected, "{hosts:?}");
+    fn pods_travel_in_tunnels_unless_one_link_carries_them_as_they_are() {
+        let check = |hosts: &[&str], expected| {
+            assert_eq!(fabric(true, hosts.iter().copied(), &networks()), expected, "{hosts:?}");
+            assert_eq!(fabric(false, hosts.iter().copied(), &networks()), Fabric::Routed, "{hosts:?}");
+        };
         check(&["a", "b"], Fabric::Switched);
         check(&["a", "b", "unknown"], Fabric::Switched);
         check(&["a", "b", "c"], Fabric::Routed);

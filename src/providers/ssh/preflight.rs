@@ -51,6 +51,7 @@ impl Machines {
                 let (uid, arch) = (&self.cluster.uid, std::env::consts::ARCH);
                 let machine = wish.machine.iter().flat_map(|machine| survey::problems(&facts, machine, uid, arch, SystemTime::now()));
                 let mut problems: Vec<Problem> = machine.chain(survey::sharing(&facts, wish.shares)).collect();
+                problems.extend(wish.machine.as_ref().and_then(|_| survey::addressing(&facts, host.private)));
                 problems.extend(self.foreign(host).await);
                 problems
             }

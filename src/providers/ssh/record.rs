@@ -88,6 +88,8 @@ pub struct Seen {
     /// What it sends from by default.
     pub source: Option<Ipv4Addr>,
     pub host_keys: Vec<String>,
+    /// Where its sshd listens.
+    pub ssh_port: Option<u16>,
 }
 
 /// The lines of an answer; an answer that was cut off is worth another try.
@@ -116,6 +118,7 @@ impl Seen {
                 "link" => seen.links.extend(value.parse::<Ipv4Net>()),
                 "source" => seen.source = value.parse().ok(),
                 "hostkey" => seen.host_keys.push(value.into()),
+                "port" => seen.ssh_port = value.parse().ok(),
                 _ => {}
             }
         }
@@ -158,13 +161,14 @@ mod tests {
     fn an_answer_is_read_whole_or_not_at_all() {
         let text = "claim={\"clusterUid\":\"u\",\"cluster\":\"shop\",\"machine\":\"worker-1\",\"generation\":1,\"token\":\"t\",\"spec\":{}}\n\
                     record=u cluster.json {\"name\":\"shop\",\"uid\":\"u\"}\nrecord=v epoch.json {\"epoch\":1}\naddress=10.0.0.5\n\
-                    source=10.0.0.5\nhostkey=ssh-ed25519 AAAA\nend=yes\n";
+                    source=10.0.0.5\nhostkey=ssh-ed25519 AAAA\nport=2222\nend=yes\n";
         let seen = Seen::parse(text).unwrap();
         let cluster = Cluster { name: "shop".into(), uid: "u".into() };
         assert_eq!(seen.claim_of(&cluster).unwrap().machine, "worker-1");
         assert_eq!(seen.record(&cluster, CLUSTER).unwrap()["name"], "shop");
         assert_eq!(seen.record(&cluster, EPOCH), None, "another cluster's record is not ours");
         assert_eq!((seen.addresses.len(), seen.host_keys.len(), seen.clusters().len()), (1, 1, 2));
+        assert_eq!(seen.ssh_port, Some(2222));
         assert!(Seen::parse(&text[..text.len() - 4]).is_err());
         assert!(Seen::parse("claim={broken\nend=yes\n").unwrap().damaged.is_some());
     }

@@ -3,10 +3,12 @@
 use super::hosts::{Host, Silence};
 use super::record::lines;
 use crate::error::Result;
+use crate::providers::POD_NETWORK;
 use crate::providers::resources::MachineSpec;
 use crate::remote::failure::Class;
 use serde_json::Value;
 use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, SystemTime};
 
 pub const SCRIPT: &str = include_str!("../../../templates/survey.sh");
@@ -17,7 +19,8 @@ const DISK_FLOOR: u64 = 1 << 30;
 const LEAST_SHARE: u64 = 90;
 /// Certificates are backdated by an hour; leases, logs and people do not bear more.
 const CLOCK_SKEW: Duration = Duration::from_secs(120);
-const PORTS: [(u16, &str); 3] = [(6443, "the API"), (10250, "the agent"), (2379, "the store")];
+const PORTS: [(u16, &str); 5] =
+    [(6443, "the API"), (10250, "the agent"), (10256, "the agent's health"), (2379, "the store"), (53, "DNS for pods")];
 
 /// What a host is.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -38,8 +41,13 @@ pub struct Facts {
     pub nfs_server: bool,
     pub nfs_root: bool,
     pub programs: BTreeSet<String>,
+    pub addresses: BTreeSet<Ipv4Addr>,
     pub ports: BTreeSet<u16>,
     pub processes: BTreeSet<String>,
+    /// What drops packets unless told otherwise: `input`, `forward`, `firewalld`.
+    pub firewall: BTreeSet<String>,
+    /// It knows of the pods' network.
+    pub firewall_knows_pods: bool,
     /// Whose kprov is installed there.
     pub owner: Option<String>,
 }
@@ -78,8 +86,11 @@ impl Facts {
                 "nfs.client" => facts.nfs_client = true,
                 "nfs.server" => facts.nfs_server = true,
                 "nfs.root" => facts.nfs_root = true,
+                "address" => facts.addresses.extend(value.parse::<Ipv4Addr>()),
                 "port" => facts.ports.extend(value.parse::<u16>()),
                 "process" => drop(facts.processes.insert(value.into())),
+                "firewall" => drop(facts.firewall.insert(value.into())),
+                "firewall.pods" => facts.firewall_knows_pods = true,
                 "marker" => {
                     facts.owner = serde_json::from_str::<Value>(value).ok().and_then(|marker| Some(marker["clusterUid"].as_str()?.into()))
                 }
@@ -200,7 +211,30 @@ pub fn problems(facts: &Facts, wish: &MachineSpec, cluster_uid: &str, arch: &str
         format!("{} runs there", others.join(", ")),
         "a host is one cluster's: stop and disable it, or use another host",
     );
+    let drops: Vec<&str> = facts.firewall.iter().map(String::as_str).collect();
+    check(
+        drops.is_empty() || facts.firewall_knows_pods,
+        format!("its firewall ({}) drops what pods send", drops.join(", ")),
+        &format!(
+            "let in and pass on the pods' network {POD_NETWORK} and your other hosts (`ufw allow from {POD_NETWORK}`, the same for the hosts' \
+             network, `ufw default allow routed`; with Docker, accept {POD_NETWORK} in its chain DOCKER-USER, or reboot when Docker is gone)"
+        ),
+    );
     all
+}
+
+/// Where the other machines are to reach it: `said` in the blueprint, or any address of its own.
+pub fn addressing(facts: &Facts, said: Option<IpAddr>) -> Option<Problem> {
+    match said {
+        _ if facts.addresses.is_empty() => {
+            Some(problem("it has no IPv4 address", "clusters speak IPv4 among themselves: give it one, a private one is enough"))
+        }
+        Some(said) if !facts.addresses.iter().any(|own| IpAddr::V4(*own) == said) => {
+            let own: Vec<String> = facts.addresses.iter().map(Ipv4Addr::to_string).collect();
+            Some(problem(format!("privateAddress {said} is not one of its IPv4 addresses"), format!("it has {}", own.join(", "))))
+        }
+        _ => None,
+    }
 }
 
 /// What shared filesystems ask of a host: all machines mount them, some keep one.
@@ -253,7 +287,7 @@ mod tests {
     #[test]
     fn a_fit_host_has_no_problems_and_one_of_ours_may_run_what_we_installed() {
         check(GOOD, &[]);
-        check(&GOOD.replace("end=yes", "port=10250\nprocess=containerd\nmarker={\"clusterUid\":\"u\"}\nend=yes"), &[]);
+        check(&GOOD.replace("end=yes", "port=10250\nprocess=kprov\nfirewall=forward\nmarker={\"clusterUid\":\"u\"}\nend=yes"), &[]);
     }
 
     #[test]
@@ -280,6 +314,13 @@ mod tests {
     }
 
     #[test]
+    fn a_firewall_that_drops_must_know_of_the_pods() {
+        let closed = GOOD.replace("end=yes", "firewall=forward\nfirewall=input\nend=yes");
+        check(&closed, &["its firewall (forward, input) drops what pods send"]);
+        check(&closed.replace("end=yes", "firewall.pods=yes\nend=yes"), &[]);
+    }
+
+    #[test]
     fn what_shared_filesystems_need_is_asked_of_those_that_mount_or_keep_them() {
         let check = |more: &str, shares: Shares, expected: &[&str]| {
             let facts = Facts::parse(&GOOD.replace("end=yes", &format!("{more}end=yes"))).unwrap();
@@ -298,6 +339,20 @@ mod tests {
                 "/var/lib has 8789 MiB free, its filesystems want 51200",
             ],
         );
+    }
+
+    #[test]
+    fn a_host_is_reached_by_an_ipv4_address_of_its_own() {
+        let check = |lines: &str, said: Option<&str>, expected: Option<&str>| {
+            let facts = Facts::parse(&GOOD.replace("end=yes", &format!("{lines}end=yes"))).unwrap();
+            let found = addressing(&facts, said.map(|text| text.parse().unwrap()));
+            assert_eq!(found.map(|problem| problem.text).as_deref(), expected);
+        };
+        check("", None, Some("it has no IPv4 address"));
+        check("address=10.0.0.5\n", None, None);
+        check("address=10.0.0.5\n", Some("10.0.0.5"), None);
+        check("address=10.0.0.5\n", Some("10.0.0.6"), Some("privateAddress 10.0.0.6 is not one of its IPv4 addresses"));
+        check("address=10.0.0.5\n", Some("fd00::5"), Some("privateAddress fd00::5 is not one of its IPv4 addresses"));
     }
 
     #[test]

@@ -278,18 +278,18 @@ fn a_machine_with_systemd_runs_its_services_as_units() {
         };
         let main = |name: &str| systemctl(&["show", "--property=MainPID", "--value", name]);
         let (marker, _) = story.ensure(&machine, &story.spec("{}")).await.unwrap();
-        assert_eq!(marker.services, ["containerd", "kprov-agent"]);
+        assert_eq!(marker.services, ["kprov-containerd", "kprov-agent"]);
         assert!(serves());
-        assert_eq!(systemctl(&["is-enabled", "containerd", "kprov-agent"]), "enabled\nenabled");
-        let config = std::fs::read_to_string(machine.file("/etc/containerd/config.toml")).unwrap();
+        assert_eq!(systemctl(&["is-enabled", "kprov-containerd", "kprov-agent"]), "enabled\nenabled");
+        let config = std::fs::read_to_string(machine.file("/etc/kprov/containerd.toml")).unwrap();
         assert!(config.contains("SystemdCgroup = true"));
 
-        let (agent, runtime) = (main("kprov-agent"), main("containerd"));
+        let (agent, runtime) = (main("kprov-agent"), main("kprov-containerd"));
         let (_, said) = story.ensure(&machine, &story.spec("{}")).await.unwrap();
         assert_eq!(said, ["examining the machine"]);
         story.ensure(&machine, &story.spec("{\"a\": 1}")).await.unwrap();
         assert_ne!(main("kprov-agent"), agent, "other settings restart the service that reads them");
-        assert_eq!(main("containerd"), runtime, "and nothing else");
+        assert_eq!(main("kprov-containerd"), runtime, "and nothing else");
 
         install::remove(&story.connect(&machine).await.unwrap(), &|_| ()).await.unwrap();
         assert!(!serves());

@@ -30,7 +30,7 @@ pub fn alone<F: Future<Output = ()>>(story: impl FnOnce() -> F + Send + 'static)
         unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET).expect("this test needs root");
         let none: Option<&str> = None;
         mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
-        for folder in ["/etc/cni", "/var/log", "/run"] {
+        for folder in ["/etc/kprov", "/var/log", "/run"] {
             std::fs::create_dir_all(folder).unwrap();
             mount(Some("tmpfs"), folder, Some("tmpfs"), MsFlags::empty(), none).unwrap();
         }
@@ -106,9 +106,9 @@ impl Node {
                 {"type": "portmap", "capabilities": {"portMappings": true}}
             ]
         });
-        std::fs::create_dir_all("/etc/cni/net.d").unwrap();
-        std::fs::write("/etc/cni/net.d/10-kprov.conflist.tmp", network.to_string()).unwrap();
-        std::fs::rename("/etc/cni/net.d/10-kprov.conflist.tmp", "/etc/cni/net.d/10-kprov.conflist").unwrap();
+        std::fs::create_dir_all("/etc/kprov/cni").unwrap();
+        std::fs::write("/etc/kprov/cni/10-kprov.conflist.tmp", network.to_string()).unwrap();
+        std::fs::rename("/etc/kprov/cni/10-kprov.conflist.tmp", "/etc/kprov/cni/10-kprov.conflist").unwrap();
     }
 
     /// A pod whose containers have the host's programs.
@@ -275,7 +275,7 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
   stream_server_port = "0"
   [plugins."io.containerd.grpc.v1.cri".cni]
     bin_dir = "/usr/lib/cni"
-    conf_dir = "/etc/cni/net.d"
+    conf_dir = "/etc/kprov/cni"
   [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
     runtime_type = "io.containerd.runc.v2"
 [plugins."io.containerd.internal.v1.opt"]

@@ -63,6 +63,13 @@ fn the_shop_is_served_from_own_machines_and_they_are_left_as_they_were() {
     assert_same(&before, &hosts.inventories());
 }
 
+/// Another's container runtime with a network and data of its own, at work before kprov comes.
+const NEIGHBOUR: &str = "mkdir -p /etc/containerd /etc/cni/net.d /var/lib/containerd/theirs
+    echo 'version = 2' >/etc/containerd/config.toml
+    echo '{\"cniVersion\": \"0.4.0\", \"name\": \"theirs\", \"type\": \"none\"}' >/etc/cni/net.d/05-theirs.conf
+    setsid containerd </dev/null >/dev/null 2>&1 &
+    until ctr version >/dev/null 2>&1; do sleep 0.1; done";
+
 #[test]
 fn the_loop_inside_claims_a_host_that_was_listed_later_and_gives_it_back() {
     let mut hosts = Hosts::new("grows");
@@ -70,8 +77,9 @@ fn the_loop_inside_claims_a_host_that_was_listed_later_and_gives_it_back() {
     hosts.root(52);
     let file = hosts.example(1, "");
     hosts.ok(&["up", file.to_str().expect("path"), "--yes"]);
-    hosts.sudo(53);
+    hosts.host(53, "debian", NEIGHBOUR);
     let before = hosts.inventory("host-53");
+    assert!(before.contains("/var/lib/containerd/theirs") && before.contains("\ncontainerd\n"), "{before}");
     let file = hosts.example(2, "");
     let file = file.to_str().expect("path");
     hosts.ok(&["up", file, "--yes"]);
@@ -87,7 +95,12 @@ fn the_loop_inside_claims_a_host_that_was_listed_later_and_gives_it_back() {
 #[test]
 fn everything_that_is_wrong_with_any_host_is_told_at_once_and_nothing_is_changed() {
     let mut hosts = Hosts::new("wrong");
-    hosts.host(21, "root", "mount -t tmpfs -o size=64m tmpfs /var/lib/kprov; mount -t tmpfs -o size=8m tmpfs /var/lib");
+    hosts.host(
+        21,
+        "root",
+        "mount -t tmpfs -o size=64m tmpfs /var/lib/kprov; mount -t tmpfs -o size=8m tmpfs /var/lib; nft add table inet theirs; \
+        nft 'add chain inet theirs forward { type filter hook forward priority 0; policy drop; }'",
+    );
     hosts.host(22, "debian", "rm -f /etc/sudoers.d/*; sed -i '/debian/d' /etc/sudoers");
     hosts.root(23);
     hosts.root(24);
@@ -105,6 +118,7 @@ fn everything_that_is_wrong_with_any_host_is_told_at_once_and_nothing_is_changed
     for part in [
         "could not use 4 of 5 hosts",
         "10.99.0.21: /var/lib is on a disk of 8 MiB, 2048 are wanted; /var/lib has",
+        "its firewall (forward) drops what pods send",
         "10.99.0.22: debian cannot become root without a password",
         "10.99.0.23: its host key is not the expected one",
         "10.99.0.99: it cannot be reached",
@@ -150,7 +164,7 @@ fn a_host_of_another_cluster_is_refused_by_name_and_a_lost_state_folder_is_found
 fn a_load_balancers_address_moves_to_another_machine_when_its_own_dies() {
     let hosts = three_hosts("moves");
     let before = hosts.inventories();
-    let file = hosts.example(2, "      addresses: [10.99.0.200-10.99.0.209]\n");
+    let file = hosts.example(2, "      addresses: [10.99.0.200-10.99.0.209]\n      direct: true\n");
     let file = file.to_str().expect("path");
     let up = json(&hosts.ok(&["up", file, "--yes", "-o", "json"]));
     assert_eq!(up["loadBalancers"][0]["address"], "10.99.0.200");
