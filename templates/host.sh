@@ -17,13 +17,20 @@ keys_of() {
   case $1 in ''|-*|*[!0-9A-Za-z._-]*) fail "a damaged request" ;; esac
   home=$(getent passwd "$1" 2>/dev/null || grep "^$1:" /etc/passwd) || fail "there is no user $1"
   home=$(printf '%s' "$home" | cut -d: -f6)
-  keys=$home/.ssh/authorized_keys
+  # The first of the files that its sshd reads.
+  case $home in
+    ''|*[!0-9A-Za-z/._-]*) keys= ;;
+    *) keys=$(sshd -T -C "user=$1,host=localhost,addr=127.0.0.1" 2>/dev/null |
+         sed -n "s|%h|$home|g;s|%u|$1|g;s|^authorizedkeysfile \\([^ %]*\\)\\( .*\\)\\{0,1\\}\$|\\1|p") ;;
+  esac
+  case $keys in ''|none) keys=.ssh/authorized_keys ;; esac
+  case $keys in /*) ;; *) keys=$home/$keys ;; esac
 }
 admit() {
   keys_of "$1"
   [ -n "$2" ] || return 0
   grep -qxF -- "$2" "$keys" 2>/dev/null && return 0
-  if [ ! -d "$home/.ssh" ]; then mkdir -m 0700 "$home/.ssh" && chown "$1:" "$home/.ssh" || exit 1; fi
+  if [ ! -d "${keys%/*}" ]; then mkdir -m 0700 "${keys%/*}" && chown "$1:" "${keys%/*}" || exit 1; fi
   if [ ! -f "$keys" ]; then (umask 077; : >"$keys") && chown "$1:" "$keys" || exit 1; fi
   # Somebody's last line may lack its end.
   [ -z "$(tail -c 1 "$keys")" ] || echo >>"$keys"
@@ -33,7 +40,10 @@ dismiss() {
   keys_of "$1"
   [ -f "$keys" ] && grep -q " kprov:$uid\$" "$keys" || return 0
   sed -i --follow-symlinks "/ kprov:$uid\$/d" "$keys" || exit 1
-  [ -s "$keys" ] || { rm -f "$keys"; rmdir "$home/.ssh" 2>/dev/null; }
+  [ -s "$keys" ] && return 0
+  rm -f "$keys"
+  case $keys in "$home"/*) rmdir "${keys%/*}" 2>/dev/null ;; esac
+  return 0
 }
 tidy() { rmdir "$etc/clusters" "$etc" 2>/dev/null; return 0; }
 # Shared filesystems: a folder each, exported to the cluster's machines alone.

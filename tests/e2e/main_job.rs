@@ -1,6 +1,7 @@
 //! The main job: blueprint -> running cluster -> hand-off -> gone, judged by kubectl and by what is left on the host.
 
 use crate::harness::{Operated, Story, assert_gone, http_get, text, until};
+use kprov::bootstrap::spec::CONTAINERD_SOCKET;
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
@@ -235,8 +236,22 @@ fn archives_of_the_blueprint_reach_machines_that_the_loop_adds_and_follow_a_late
         story.write("blueprint.yaml", &plain.replace("  images: []", &format!("  images: [demo{number}.tar]")));
         story.ok(&["up", &file, "--yes"]);
     };
-    let images =
-        |machine: &str| story.ok(&["ssh", &story.name, machine, "--", "ctr", "--namespace", "k8s.io", "images", "list", "--quiet"]);
+    let images = |machine: &str| {
+        story.ok(&[
+            "ssh",
+            &story.name,
+            machine,
+            "--",
+            "ctr",
+            "--address",
+            CONTAINERD_SOCKET,
+            "--namespace",
+            "k8s.io",
+            "images",
+            "list",
+            "--quiet",
+        ])
+    };
     with_archive(1);
     for machine in ["control-1", "worker-1", "worker-2"] {
         assert!(images(machine).contains("example.dev/demo:1"), "{machine} lacks the archive's image");

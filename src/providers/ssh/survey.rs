@@ -147,79 +147,99 @@ pub fn refused(host: &Host, words: &str) -> Problem {
 
 /// Every problem of a host that would become this machine. `arch` and `now` are ours.
 pub fn problems(facts: &Facts, wish: &MachineSpec, cluster_uid: &str, arch: &str, now: SystemTime) -> Vec<Problem> {
-    let mut all = Vec::new();
-    let mut check = |good: bool, text: String, hint: &str| {
-        if !good {
-            all.push(problem(text, hint));
-        }
-    };
-    let has = |program: &str| facts.programs.contains(program);
+    let mut all = unfit(facts, arch, now);
+    all.extend(too_small(facts, wish));
+    all.extend(incomplete(facts));
+    // What runs on one of ours is what we installed.
+    if facts.owner.as_deref() != Some(cluster_uid) {
+        all.extend(occupied(facts));
+    }
+    all
+}
+
+/// Those checks that failed: each with whether it is good, what is wrong otherwise, and what to do.
+fn failed<const N: usize>(checks: [(bool, String, &str); N]) -> Vec<Problem> {
+    checks.into_iter().filter(|(good, ..)| !good).map(|(_, text, hint)| problem(text, hint)).collect()
+}
+
+fn unfit(facts: &Facts, arch: &str, now: SystemTime) -> Vec<Problem> {
+    let skew = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs().abs_diff(facts.clock);
+    failed([
+        (facts.kernel.starts_with("Linux "), format!("it runs {}", facts.kernel), "kprov installs on Linux"),
+        (facts.arch == arch, format!("it is {}, this kprov is for {arch}", facts.arch), "run the kprov that is built for it"),
+        (facts.is_root, "commands there do not run as root".into(), "let sudo become root"),
+        (facts.overlay, "its kernel has no overlay filesystem".into(), "use a standard kernel"),
+        (facts.cgroups, "no cgroups are mounted".into(), "mount cgroup2 on /sys/fs/cgroup"),
+        (facts.writable, "/etc cannot be written to".into(), "kprov cannot install on a read-only root"),
+        (skew <= CLOCK_SKEW.as_secs(), format!("its clock is {skew} s off"), "run a time service on both (e.g. chrony)"),
+    ])
+}
+
+fn too_small(facts: &Facts, wish: &MachineSpec) -> Vec<Problem> {
     let mib = |bytes: u64| bytes >> 20;
     let enough = |there: u64, wanted: u64| there >= wanted / 100 * LEAST_SHARE;
-    check(facts.kernel.starts_with("Linux "), format!("it runs {}", facts.kernel), "kprov installs on Linux");
-    check(facts.arch == arch, format!("it is {}, this kprov is for {arch}", facts.arch), "run the kprov that is built for it");
-    check(facts.is_root, "commands there do not run as root".into(), "let sudo become root");
-    check(facts.overlay, "its kernel has no overlay filesystem".into(), "use a standard kernel");
-    check(facts.cgroups, "no cgroups are mounted".into(), "mount cgroup2 on /sys/fs/cgroup");
-    check(facts.writable, "/etc cannot be written to".into(), "kprov cannot install on a read-only root");
-    check(
-        facts.cpus * 1000 >= wish.cpu_millis,
-        format!("it has {} cores, {} are wanted", facts.cpus, wish.cpu_millis.div_ceil(1000)),
-        "lower the group's size, or use another host",
-    );
-    check(
-        enough(facts.memory_bytes, wish.memory_bytes),
-        format!("it has {} MiB of memory, {} are wanted", mib(facts.memory_bytes), mib(wish.memory_bytes)),
-        "lower the group's size, or use another host",
-    );
-    check(
-        enough(facts.disk_bytes, wish.disk_bytes),
-        format!("/var/lib is on a disk of {} MiB, {} are wanted", mib(facts.disk_bytes), mib(wish.disk_bytes)),
-        "lower the group's size, or use another host",
-    );
-    check(
-        facts.disk_free_bytes >= DISK_FLOOR,
-        format!("/var/lib has {} MiB free, {} are needed", mib(facts.disk_free_bytes), mib(DISK_FLOOR)),
-        "make room there",
-    );
-    let ours = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-    let skew = ours.abs_diff(facts.clock);
-    check(skew <= CLOCK_SKEW.as_secs(), format!("its clock is {skew} s off"), "run a time service on both (e.g. chrony)");
-    let tools: Vec<&str> = ["flock", "sha256sum", "sed", "ip"].into_iter().filter(|tool| !has(tool)).collect();
-    check(tools.is_empty(), format!("{} cannot be found", tools.join(", ")), "install util-linux, coreutils and iproute2 there");
-    let missing: Vec<&str> = ["containerd", "ctr", "runc", "nft", "cni"].into_iter().filter(|program| !has(program)).collect();
-    check(
-        missing.is_empty() || has("apt-get"),
-        format!("{} cannot be found, and there is no apt-get to install it with", missing.join(", ")),
-        "install containerd, runc, nftables and the CNI plugins there",
-    );
-    if facts.owner.as_deref() == Some(cluster_uid) {
-        return all;
-    }
-    let mut check = |good: bool, text: String, hint: &str| {
-        if !good {
-            all.push(problem(text, hint));
-        }
-    };
-    check(facts.owner.is_none(), "kprov of another cluster is installed there".into(), "take that cluster away first (kprov down)");
-    for (port, whose) in PORTS.iter().filter(|(port, _)| facts.ports.contains(port)) {
-        check(false, format!("port {port}, which {whose} needs, is in use"), "stop what listens there");
-    }
-    let others: Vec<&str> = facts.processes.iter().map(String::as_str).collect();
-    check(
-        others.is_empty(),
-        format!("{} runs there", others.join(", ")),
-        "a host is one cluster's: stop and disable it, or use another host",
-    );
-    let drops: Vec<&str> = facts.firewall.iter().map(String::as_str).collect();
-    check(
-        drops.is_empty() || facts.firewall_knows_pods,
-        format!("its firewall ({}) drops what pods send", drops.join(", ")),
-        &format!(
-            "let in and pass on the pods' network {POD_NETWORK} and your other hosts (`ufw allow from {POD_NETWORK}`, the same for the hosts' \
-             network, `ufw default allow routed`; with Docker, accept {POD_NETWORK} in its chain DOCKER-USER, or reboot when Docker is gone)"
+    let other = "lower the group's size, or use another host";
+    failed([
+        (
+            facts.cpus * 1000 >= wish.cpu_millis,
+            format!("it has {} cores, {} are wanted", facts.cpus, wish.cpu_millis.div_ceil(1000)),
+            other,
         ),
-    );
+        (
+            enough(facts.memory_bytes, wish.memory_bytes),
+            format!("it has {} MiB of memory, {} are wanted", mib(facts.memory_bytes), mib(wish.memory_bytes)),
+            other,
+        ),
+        (
+            enough(facts.disk_bytes, wish.disk_bytes),
+            format!("/var/lib is on a disk of {} MiB, {} are wanted", mib(facts.disk_bytes), mib(wish.disk_bytes)),
+            other,
+        ),
+        (
+            facts.disk_free_bytes >= DISK_FLOOR,
+            format!("/var/lib has {} MiB free, {} are needed", mib(facts.disk_free_bytes), mib(DISK_FLOOR)),
+            "make room there",
+        ),
+    ])
+}
+
+fn incomplete(facts: &Facts) -> Vec<Problem> {
+    let absent = |names: &[&'static str]| -> Vec<&str> { names.iter().copied().filter(|name| !facts.programs.contains(*name)).collect() };
+    let tools = absent(&["flock", "sha256sum", "sed", "ip"]);
+    let packages = absent(&["containerd", "ctr", "runc", "nft", "cni"]);
+    failed([
+        (tools.is_empty(), format!("{} cannot be found", tools.join(", ")), "install util-linux, coreutils and iproute2 there"),
+        (
+            packages.is_empty() || facts.programs.contains("apt-get"),
+            format!("{} cannot be found, and there is no apt-get to install it with", packages.join(", ")),
+            "install containerd, runc, nftables and the CNI plugins there",
+        ),
+    ])
+}
+
+/// By others.
+fn occupied(facts: &Facts) -> Vec<Problem> {
+    let mut all = Vec::new();
+    if facts.owner.is_some() {
+        all.push(problem("kprov of another cluster is installed there", "take that cluster away first (kprov down)"));
+    }
+    for (port, whose) in PORTS.iter().filter(|(port, _)| facts.ports.contains(port)) {
+        all.push(problem(format!("port {port}, which {whose} needs, is in use"), "stop what listens there"));
+    }
+    let names = |set: &BTreeSet<String>| set.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+    if !facts.processes.is_empty() {
+        let hint = "a host is one cluster's: stop and disable it, or use another host";
+        all.push(problem(format!("{} runs there", names(&facts.processes)), hint));
+    }
+    if !facts.firewall.is_empty() && !facts.firewall_knows_pods {
+        all.push(problem(
+            format!("its firewall ({}) drops what pods send", names(&facts.firewall)),
+            format!(
+                "let in and pass on the pods' network {POD_NETWORK} and your other hosts (`ufw allow from {POD_NETWORK}`, the same for the hosts' \
+                 network, `ufw default allow routed`; with Docker, accept {POD_NETWORK} in its chain DOCKER-USER, or reboot when Docker is gone)"
+            ),
+        ));
+    }
     all
 }
 
@@ -299,11 +319,11 @@ mod tests {
             &[
                 "it is aarch64, this kprov is for x86_64",
                 "its kernel has no overlay filesystem",
+                "its clock is 499 s off",
                 "it has 0 cores, 1 are wanted",
                 "it has 64 MiB of memory, 2048 are wanted",
                 "/var/lib is on a disk of 0 MiB, 10240 are wanted",
                 "/var/lib has 0 MiB free, 1024 are needed",
-                "its clock is 499 s off",
                 "flock, sha256sum, sed, ip cannot be found",
                 "containerd, ctr, runc, nft, cni cannot be found, and there is no apt-get to install it with",
                 "kprov of another cluster is installed there",

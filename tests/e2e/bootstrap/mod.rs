@@ -6,7 +6,7 @@
 mod machine;
 
 use kprov::bootstrap::install::{self, Program};
-use kprov::bootstrap::spec::{File, HostSpec, Image, Marker, Node, Ready, Service, revision, worker};
+use kprov::bootstrap::spec::{CONTAINERD_SOCKET, File, HostSpec, Image, Marker, Node, Ready, Service, revision, worker};
 use kprov::bootstrap::trust::Trust;
 use kprov::engine::Cluster;
 use kprov::error::{Kind, Result};
@@ -94,7 +94,7 @@ fn serves() -> bool {
 
 fn images(machine: &Machine) -> String {
     let mut ctr = Command::new("nsenter");
-    ctr.args(["-t", &machine.init().to_string(), "-m", "-p", "ctr", "-n", "k8s.io", "images", "list", "-q"]);
+    ctr.args(["-t", &machine.init().to_string(), "-m", "-p", "ctr", "-a", CONTAINERD_SOCKET, "-n", "k8s.io", "images", "list", "-q"]);
     run(&mut ctr)
 }
 

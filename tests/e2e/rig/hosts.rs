@@ -114,7 +114,7 @@ impl Hosts {
             cpu_millis: 2000,
             memory_bytes: 1 << 30,
             user_data: format!(
-                "#!/bin/sh\nset -e\nrmdir /etc/cni /etc/containerd /etc/kprov\nsed -i 's/^PermitRootLogin .*/PermitRootLogin prohibit-password/' /etc/ssh/sshd_config\n\
+                "#!/bin/sh\nset -e\nrmdir /etc/cni /etc/containerd /etc/kprov\nrm -rf /var/lib/cni\nsed -i 's/^PermitRootLogin .*/PermitRootLogin prohibit-password/' /etc/ssh/sshd_config\n\
                  mkdir -p -m 700 /root/.ssh\necho '{}' >/root/.ssh/authorized_keys\nchmod 600 /root/.ssh/authorized_keys\n\
                  : >/etc/exports\n{}{more}\n",
                 key.trim(),
@@ -285,7 +285,7 @@ impl Hosts {
 
     /// Everything of a host that kprov could have changed: files, mounts, processes, links, addresses, routes, rules, control groups.
     pub fn inventory(&self, host: &str) -> String {
-        let look = "find /etc/kprov /etc/exports.d /var/lib/kprov /var/lib/kprov-filesystems /var/lib/containerd /var/lib/cni /opt /run /etc/cni /etc/containerd /root /home /usr/local 2>/dev/null | grep -v -e /run/sshd -e /run/sudo -e /run/mount | sort
+        let look = "find /etc/kprov /etc/exports.d /var/lib/kprov /var/lib/kprov-filesystems /var/lib/containerd /var/lib/cni /opt/containerd /run /etc/cni /etc/containerd /root /home /usr/local 2>/dev/null | grep -v -e /run/sshd -e /run/sudo -e /run/mount | sort
             cut -d' ' -f5 /proc/self/mountinfo | sort
             ps -eo args= | grep -v -e '^\\[' -e '^ps ' -e '^sh -c' -e '^sshd: ' -e '^sort' -e '^grep' -e '^find' | sort
             ip -o link | cut -d: -f2 | sed 's/@.*//'; ip -o -4 addr | sed 's/  */ /g' | cut -d' ' -f2-4; ip route

@@ -1,27 +1,28 @@
 //! The local cloud itself: what a request does. Intent is on disk before anything is made, and everything else follows from records,
 //! so the next daemon finishes what this one began.
 
-use super::api::{Admit, Credentials, SwapEpoch, View};
+mod lives;
+mod observed;
+mod serving;
+
+use super::api::{Admit, Credentials, SwapEpoch};
 use super::layout::{self, Layout};
-use super::machine::Alive;
 use super::network::Network;
 use super::record::{self, Body, Record, Stage};
-use super::{fabric, hostkey, machine, shim, sweep};
+use super::{fabric, hostkey, machine, sweep};
 use crate::engine::handoff::Epoch;
-use crate::engine::{Cluster, Id, Observed, Phase, Request, Verb};
+use crate::engine::{Cluster, Id, Observed, Request, Verb};
 use crate::error::{Context, Error, Kind, Result};
-use crate::lb::{Backend, Balancer, Listener};
+use crate::lb::Balancer;
 use crate::providers::resources::{FILESYSTEM, FilesystemSpec, LOAD_BALANCER, LoadBalancerSpec, MACHINE, MachineSpec, NETWORK};
 use crate::sys::files;
+use lives::Life;
 use parking_lot::Mutex;
-use serde_json::json;
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::net::Ipv4Addr;
-use std::process::Stdio;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+use std::time::Duration;
 use tokio::sync::watch;
 
 pub struct Cloud {
@@ -52,19 +53,6 @@ struct State {
     active: usize,
     closing: bool,
 }
-
-#[derive(Clone, Debug)]
-enum Life {
-    Starting,
-    Running { shim: i32, since: Instant },
-    Stopped(String),
-}
-
-/// The first restart is immediate; a machine that lived shorter than this waits twice as long before each next one.
-const HEALTHY_AFTER: Duration = Duration::from_secs(30);
-const FIRST_PAUSE: Duration = Duration::from_millis(250);
-/// Beyond the shim's own limit: only a shim that hangs gets here.
-const SHIM_TIMEOUT: Duration = Duration::from_secs(45);
 
 impl Cloud {
     pub fn open(cluster: Cluster, layout: Layout, network: Network) -> Result<Arc<Cloud>> {
@@ -128,93 +116,6 @@ impl Cloud {
             };
             tokio::spawn(work);
         }
-    }
-
-    // --- what is there ---
-
-    pub fn observe(&self) -> View {
-        let state = self.state.lock();
-        let resources = state.records.values().map(|record| self.observed(&state, record)).collect();
-        View { resources, version: self.version() }
-    }
-
-    fn version(&self) -> String {
-        format!("{}-{}", self.instance, *self.version.borrow())
-    }
-
-    /// Returns the current version once it is another than `after`.
-    pub async fn changed(&self, after: &str) -> String {
-        let mut version = self.version.subscribe();
-        while self.version() == after {
-            if version.changed().await.is_err() {
-                break;
-            }
-        }
-        self.version()
-    }
-
-    fn bump(&self) {
-        self.version.send_modify(|version| *version += 1);
-    }
-
-    fn observed(&self, state: &State, record: &Record) -> Observed {
-        let address = record.address.map(|address| address.to_string());
-        let name = &record.id.name;
-        let mut phase = Phase::Ready;
-        let outputs = match record.id.kind.as_str() {
-            MACHINE => {
-                match state.machines.get(name) {
-                    Some(Life::Running { .. }) => {}
-                    Some(Life::Stopped(why)) => phase = Phase::Broken(format!("stopped: {why}")),
-                    // One that was made before only boots again: what is on its disk is still there.
-                    Some(Life::Starting) | None => phase = Phase::Broken("it is starting again".into()),
-                }
-                let keys: Vec<String> = machine::host_key(record).into_iter().collect();
-                json!({"address": address, "privateAddress": address, "sshPort": 22, "sshUser": "root", "hostKeys": keys})
-            }
-            LOAD_BALANCER => {
-                if !state.balancers.contains_key(name) {
-                    phase = Phase::Pending;
-                }
-                json!({"address": address})
-            }
-            FILESYSTEM => {
-                let place = format!("{}/filesystems/{name}", crate::sys::paths::DATA);
-                json!({"mount": {"type": "bind", "source": place}})
-            }
-            _ => {
-                if let Some(why) = &state.network_trouble {
-                    phase = Phase::Broken(why.clone());
-                }
-                let part = |last| record.address.map(|subnet| layout::address(subnet, last).to_string());
-                let subnet = address.map(|subnet| format!("{subnet}/24"));
-                json!({"subnet": subnet, "gateway": part(layout::GATEWAY), "host": part(layout::HOST)})
-            }
-        };
-        match record.stage {
-            Stage::Intent => phase = Phase::Pending,
-            Stage::Deleting => phase = Phase::Deleting,
-            Stage::Made => {}
-        }
-        let needs = needs(record, state.records.keys());
-        let handle = self.handle(record);
-        Observed { id: record.id.clone(), handle, generation: record.generation, phase, spec: record.spec.clone(), outputs, needs }
-    }
-
-    /// Where it is on this host: two clusters have things of the same name, never in the same place.
-    fn handle(&self, record: &Record) -> String {
-        let name = &record.id.name;
-        match (record.id.kind.as_str(), record.address) {
-            (MACHINE, _) => self.layout.machine(name).display().to_string(),
-            (FILESYSTEM, _) => self.layout.filesystems().join(name).display().to_string(),
-            (LOAD_BALANCER, Some(address)) => format!("{}/{address}", self.layout.link()),
-            _ => self.layout.link(),
-        }
-    }
-
-    fn observe_one(&self, id: &Id) -> Option<Observed> {
-        let state = self.state.lock();
-        state.records.get(id).map(|record| self.observed(&state, record))
     }
 
     // --- who may act ---
@@ -503,266 +404,6 @@ impl Cloud {
         let user = state.records.keys().find(|id| record.id.kind == NETWORK && **id != record.id);
         user.map_or(Ok(()), |user| Err(Error::provider(format!("could not delete {}: {user} still uses it", record.id))))
     }
-
-    async fn open_network(&self, record: &Record) -> Result<()> {
-        let subnet = record.address.ok_or_else(|| Error::internal("the network has no subnet on record"))?;
-        let layout = self.layout.clone();
-        let made = blocking(move || fabric::ensure(&layout, subnet)).await;
-        let opened = match made {
-            Ok(()) => self.network.open((layout::address(subnet, layout::GATEWAY), layout::API_PORT).into()).await,
-            failed => failed,
-        };
-        self.state.lock().network_trouble = opened.as_ref().err().map(Error::chain);
-        self.bump();
-        opened
-    }
-
-    /// What this host refused a moment ago is tried again.
-    async fn need_network(self: &Arc<Self>) -> Result<()> {
-        let network = {
-            let state = self.state.lock();
-            let made = state.records.values().find(|record| record.id.kind == NETWORK && record.stage == Stage::Made);
-            made.filter(|_| state.network_trouble.is_some()).map(|record| record.id.clone())
-        };
-        let Some(id) = network else { return Ok(()) };
-        self.turn(&id, async |cloud| cloud.open_network(&cloud.record(&id)?).await).await
-    }
-
-    /// Until it is open, or nobody wants it any more. Load balancers follow; machines have their own ways to be started again.
-    async fn reopen_network(self: Arc<Self>) {
-        let mut pause = FIRST_PAUSE;
-        loop {
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(HEALTHY_AFTER);
-            match self.need_network().await {
-                Ok(()) => return self.refresh_balancers().await,
-                Err(error) => tracing::warn!("{}", error.chain()),
-            }
-        }
-    }
-
-    // --- load balancers ---
-
-    /// Serves what the record says, from now on and without a dropped connection.
-    async fn serve(&self, record: &Record) -> Result<()> {
-        let address = record.address.ok_or_else(|| Error::internal(format!("{} has no address on record", record.id)))?;
-        let layout = self.layout.clone();
-        blocking(move || fabric::add_address(&layout, address)).await?;
-        let spec: LoadBalancerSpec = record.spec()?;
-        let balancer = self.state.lock().balancers.get(&record.id.name).cloned().unwrap_or_default();
-        let listeners = self.listeners(address, &spec);
-        let applied = balancer.clone();
-        self.network
-            .run(async move { applied.apply(&listeners) })
-            .await?
-            .or_fail(Kind::Host, || format!("could not serve {}", record.id))?;
-        self.state.lock().balancers.insert(record.id.name.clone(), balancer);
-        Ok(())
-    }
-
-    fn listeners(&self, address: Ipv4Addr, spec: &LoadBalancerSpec) -> Vec<Listener> {
-        let state = self.state.lock();
-        let machine = |name: &String| Some((name.clone(), state.records.get(&Id::new(MACHINE, name))?.address?));
-        let mut machines: Vec<(String, Ipv4Addr)> = spec.machines.iter().filter_map(machine).collect();
-        // What is known to be off need not be found out by a client's timeout.
-        machines.retain(|(name, _)| matches!(state.machines.get(name), Some(Life::Running { .. })));
-        let listener = |listener: &crate::providers::resources::ListenerSpec| Listener {
-            address: (address, listener.port).into(),
-            backends: machines
-                .iter()
-                .map(|(name, address)| Backend { name: name.clone(), address: (*address, listener.node_port).into() })
-                .collect(),
-        };
-        spec.listeners.iter().map(listener).collect()
-    }
-
-    /// After machines came, went, or changed their lives.
-    async fn refresh_balancers(self: &Arc<Self>) {
-        let balancers: Vec<Id> = self.state.lock().records.keys().filter(|id| id.kind == LOAD_BALANCER).cloned().collect();
-        for id in balancers {
-            let work = async |cloud: &Arc<Cloud>| match cloud.record(&id) {
-                Ok(record) if record.stage == Stage::Made => cloud.serve(&record).await,
-                _ => Ok(()),
-            };
-            if let Err(error) = self.turn(&id, work).await {
-                tracing::warn!("{}", error.chain());
-            }
-        }
-    }
-
-    // --- machines ---
-
-    /// At the daemon's start: whether the machine runs, and its end seen if it does.
-    fn find_machine(self: &Arc<Self>, name: &str) {
-        let why = || shim::last_exit(&self.layout, name).map_or("its host went down".into(), |exit| exit.why);
-        match machine::alive(&self.layout, name) {
-            Ok(Alive::Running(running)) => self.adopt(name, running.shim),
-            Ok(Alive::Starting) => self.set_life(name, Life::Starting),
-            Ok(Alive::No) => self.set_life(name, Life::Stopped(why())),
-            Err(error) => self.set_life(name, Life::Stopped(error.chain())),
-        }
-    }
-
-    fn adopt(self: &Arc<Self>, name: &str, shim: i32) {
-        self.set_life(name, Life::Running { shim, since: Instant::now() });
-        self.watch(name, shim);
-    }
-
-    async fn start(self: &Arc<Self>, name: &str) -> Result<()> {
-        self.set_life(name, Life::Starting);
-        let begun = match self.need_network().await {
-            Ok(()) => self.settle(name).await,
-            Err(error) => Err(error),
-        };
-        let outcome = match begun {
-            Ok(None) => self.run_shim(name).await,
-            Ok(Some(shim)) => Ok(shim),
-            Err(error) => Err(error),
-        };
-        match &outcome {
-            Ok(shim) => self.adopt(name, *shim),
-            Err(error) => self.set_life(name, Life::Stopped(error.chain())),
-        }
-        self.refresh_balancers().await;
-        outcome.map(drop)
-    }
-
-    /// Waits for a start that an earlier daemon began.
-    async fn settle(&self, name: &str) -> Result<Option<i32>> {
-        let deadline = Instant::now() + SHIM_TIMEOUT;
-        loop {
-            match machine::alive(&self.layout, name)? {
-                Alive::Running(running) => return Ok(Some(running.shim)),
-                Alive::No => return Ok(None),
-                Alive::Starting if Instant::now() > deadline => {
-                    return Err(Error::timeout(format!("could not start machine {name}: it neither starts nor ends")));
-                }
-                Alive::Starting => tokio::time::sleep(Duration::from_millis(5)).await,
-            }
-        }
-    }
-
-    fn set_life(&self, name: &str, life: Life) {
-        self.state.lock().machines.insert(name.into(), life);
-        self.bump();
-    }
-
-    async fn run_shim(&self, name: &str) -> Result<i32> {
-        let failed = || format!("could not start machine {name}");
-        fs::create_dir_all(self.layout.machine(name)).or_fail(Kind::Host, failed)?;
-        let log = fs::OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(self.layout.machine(name).join("shim.log"))
-            .or_fail(Kind::Host, failed)?;
-        let mut command = tokio::process::Command::new("/proc/self/exe");
-        command
-            .arg0("kprov")
-            .args(["local", "shim", &self.layout.uid, name])
-            .env_clear()
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(log)
-            .current_dir("/");
-        // SAFETY: setsid is a plain system call.
-        unsafe {
-            command.pre_exec(|| {
-                libc::setsid();
-                Ok(())
-            });
-        }
-        let mut shim = command.spawn().or_fail(Kind::Host, failed)?;
-        let pid = shim.id().ok_or_else(|| Error::internal(failed()))? as i32;
-        let mut line = String::new();
-        if let Some(stdout) = shim.stdout.take() {
-            // Bounded: an error is a sentence.
-            let read = async { BufReader::new(stdout.take(16 << 10)).read_line(&mut line).await };
-            let _ = tokio::time::timeout(SHIM_TIMEOUT, read).await;
-        }
-        let ready = line.trim() == "ready";
-        if !ready {
-            let _ = shim.start_kill();
-        }
-        // Its end is seen by `watch`; here it is only collected.
-        tokio::spawn(async move { shim.wait().await });
-        match line.trim().strip_prefix("error ") {
-            _ if ready => Ok(pid),
-            Some(error) => Err(Error::host(failed()).because(error.to_string())),
-            None => Err(Error::host(failed()).hint(format!("see {}", self.layout.machine(name).join("shim.log").display()))),
-        }
-    }
-
-    /// Sees the end of the machine's shim, whoever its parent is.
-    fn watch(self: &Arc<Self>, name: &str, shim: i32) {
-        let (cloud, name) = (self.clone(), name.to_string());
-        tokio::spawn(async move {
-            crate::sys::process::ended(shim).await;
-            cloud.ended(&name, shim).await;
-        });
-    }
-
-    async fn ended(self: &Arc<Self>, name: &str, shim: i32) {
-        let exit = shim::last_exit(&self.layout, name);
-        {
-            let mut state = self.state.lock();
-            // It may have been stopped on purpose, or started again, since.
-            let Some(Life::Running { shim: current, since }) = state.machines.get(name) else { return };
-            if *current != shim {
-                return;
-            }
-            if since.elapsed() > HEALTHY_AFTER {
-                state.pauses.remove(name);
-            }
-            let why = exit.as_ref().map_or("its shim was killed".into(), |exit| exit.why.clone());
-            tracing::info!("machine {name} ended: {why}");
-            state.machines.insert(name.into(), Life::Stopped(why));
-        }
-        self.bump();
-        self.refresh_balancers().await;
-        if exit.is_some_and(|exit| exit.reboot) {
-            self.restart(name, Duration::ZERO).await;
-        } else {
-            self.revive(name).await;
-        }
-    }
-
-    /// Machines of the control plane are started again by the cloud: the loop that would repair them lives there.
-    async fn revive(self: &Arc<Self>, name: &str) {
-        loop {
-            let Ok(record) = self.record(&Id::new(MACHINE, name)) else { return };
-            let control_plane = record.spec::<MachineSpec>().is_ok_and(|spec| spec.role == "control-plane");
-            let stopped = matches!(self.state.lock().machines.get(name), Some(Life::Stopped(_)));
-            if record.stage != Stage::Made || !control_plane || !stopped {
-                return;
-            }
-            let pause = self.state.lock().pauses.get(name).copied().unwrap_or_default();
-            self.state.lock().pauses.insert(name.into(), (pause * 2).clamp(FIRST_PAUSE, HEALTHY_AFTER));
-            self.restart(name, pause).await;
-        }
-    }
-
-    async fn restart(self: &Arc<Self>, name: &str, pause: Duration) {
-        tokio::time::sleep(pause).await;
-        let id = Id::new(MACHINE, name);
-        let work = async |cloud: &Arc<Cloud>| {
-            let wanted = cloud.record(&id).is_ok_and(|record| record.stage == Stage::Made);
-            let stopped = matches!(cloud.state.lock().machines.get(name), Some(Life::Stopped(_)));
-            if wanted && stopped { cloud.start(name).await } else { Ok(()) }
-        };
-        if let Err(error) = self.turn(&id, work).await {
-            tracing::warn!("{}", error.chain());
-        }
-    }
-}
-
-/// What must outlive it: the network, and of a load balancer the machines it sends to.
-fn needs<'a>(record: &Record, all: impl Iterator<Item = &'a Id>) -> Vec<Id> {
-    let machines = match record.id.kind.as_str() {
-        LOAD_BALANCER => record.spec::<LoadBalancerSpec>().map(|spec| spec.machines).unwrap_or_default(),
-        _ => Vec::new(),
-    };
-    let network = all.filter(|id| id.kind == NETWORK && **id != record.id).cloned();
-    network.chain(machines.into_iter().map(|name| Id::new(MACHINE, name))).collect()
 }
 
 /// A wish that this cloud can never fulfil is refused before anything exists.
