@@ -11,8 +11,7 @@ use google_cloud_compute_v1::client as compute;
 use google_cloud_compute_v1::model;
 use google_cloud_filestore_v1::client::CloudFilestoreManager;
 use google_cloud_gax::client_builder::ClientBuilder;
-use serde::Serialize;
-use serde::de::DeserializeOwned;
+use kprov_google_json::{FromJson, ToJson};
 use serde_json::Value;
 use std::sync::Arc;
 use std::time::Duration;
@@ -203,13 +202,13 @@ impl Access {
 }
 
 /// The SDK's type of a JSON body that this provider wrote.
-pub fn typed<T: DeserializeOwned>(body: &Value) -> Answer<T> {
-    T::deserialize(body).map_err(|error| Failure::new(super::failure::Cause::Refused, format!("not a body of the API: {error}")))
+pub fn typed<T: FromJson>(body: &Value) -> Answer<T> {
+    T::from_json(body).map_err(|error| Failure::new(super::failure::Cause::Refused, format!("not a body of the API: {error}")))
 }
 
 /// The JSON of what the SDK read.
-pub fn plain(thing: impl Serialize) -> Answer<Value> {
-    serde_json::to_value(thing).map_err(|error| Failure::new(super::failure::Cause::Refused, format!("not an answer of the API: {error}")))
+pub fn plain(thing: impl ToJson) -> Answer<Value> {
+    thing.to_json().map_err(|error| Failure::new(super::failure::Cause::Refused, format!("not an answer of the API: {error}")))
 }
 
 /// Which collection a kind of resource is in.

@@ -271,7 +271,7 @@ pub fn sharing(facts: &Facts, shares: Shares) -> Vec<Problem> {
     let free = facts.disk_free_bytes;
     let wanted = shares.keeps.unwrap_or(0);
     let elsewhere = "let another host keep the filesystem: spec.providers.ssh.filesystems";
-    let checks = [
+    let bad = [
         (shares.mounts && !facts.nfs_client, "its kernel cannot mount NFS, which shared filesystems need".into(), "use a standard kernel"),
         (shares.mounts && !installs("mount.nfs4"), "mount.nfs4 cannot be found".into(), "install nfs-common (or nfs-utils) there"),
         (keeps && !facts.nfs_server, "its kernel has no NFS server, and it is to keep a filesystem".into(), elsewhere),
@@ -279,7 +279,7 @@ pub fn sharing(facts: &Facts, shares: Shares) -> Vec<Problem> {
         (keeps && facts.nfs_root, "an export of its own has fsid=0, which hides all others".into(), elsewhere),
         (keeps && free < wanted, format!("/var/lib has {} MiB free, its filesystems want {}", free >> 20, wanted >> 20), elsewhere),
     ];
-    checks.into_iter().filter(|(bad, ..)| *bad).map(|(_, text, hint)| problem(text, hint)).collect()
+    failed(bad.map(|(bad, text, hint)| (!bad, text, hint)))
 }
 
 #[cfg(test)]
