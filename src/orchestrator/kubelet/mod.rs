@@ -21,6 +21,7 @@ pub mod publish;
 pub mod resources;
 pub mod sandbox;
 pub mod server;
+pub mod slices;
 pub mod status;
 pub mod streams;
 pub mod termination;
