@@ -26,6 +26,8 @@ const ROUTE_PROTOCOL: &str = "107";
 const TUNNEL: &str = "kprov-vxlan";
 /// By containerd's two ways of naming groups.
 const POD_GROUPS: [&str; 2] = ["kpods", "kpods.slice"];
+/// Where systemd keeps what it was told of them until the next boot.
+const GROUP_PROPERTIES: &str = "/run/systemd/system.control";
 /// Killed processes leave their groups a moment later.
 const GROUP_TRIES: u32 = 50;
 
@@ -137,6 +139,11 @@ fn network() {
     quiet("ip", &["route", "flush", "proto", ROUTE_PROTOCOL]);
     quiet("ip", &["link", "delete", TUNNEL, "type", "vxlan"]);
     quiet("ip", &["address", "delete", DNS_ADDRESS, "dev", "lo"]);
+    if matches!(Init::detect(), Ok(Init::Systemd)) {
+        // With it end the slices of classes and pods below.
+        quiet("systemctl", &["stop", "kpods.slice"]);
+        entries(GROUP_PROPERTIES).filter(|path| is_of_pods(path)).for_each(|path| drop(std::fs::remove_dir_all(path)));
+    }
     for hierarchy in cgroups::hierarchies().unwrap_or_default() {
         for group in POD_GROUPS.map(|name| hierarchy.mount.join(name)).iter().filter(|group| group.exists()) {
             for _ in 0..GROUP_TRIES {
@@ -148,6 +155,11 @@ fn network() {
             }
         }
     }
+}
+
+fn is_of_pods(properties: &Path) -> bool {
+    let name = properties.file_name().unwrap_or_default().to_string_lossy();
+    name == "kpods.slice.d" || (name.starts_with("kpods-") && name.ends_with(".slice.d"))
 }
 
 /// Control groups with what is left in them, children first.
@@ -194,5 +206,20 @@ fn gone(path: &Path, outcome: std::io::Result<()>) -> Result<()> {
         outcome => {
             outcome.map_err(|error| Error::host(error.to_string())).or_fail(Kind::Host, || format!("could not remove {}", path.display()))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_properties_of_pods_go() {
+        let check = |name: &str, expected| assert_eq!(is_of_pods(&Path::new(GROUP_PROPERTIES).join(name)), expected, "{name}");
+        check("kpods.slice.d", true);
+        check("kpods-besteffort.slice.d", true);
+        check("kpods-burstable-poda_b.slice.d", true);
+        check("kpodsother.slice.d", false);
+        check("system.slice.d", false);
     }
 }

@@ -1,6 +1,8 @@
 //! A pod's own cgroup, parent of its containers' ones: its name by driver, its limits, its removal; cgroup v1 and v2.
 
 use super::resources::{Amounts, PERIOD_MICROS, Quality, quota, shares};
+use super::slices;
+use crate::error::{Context, Kind, Result};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -40,14 +42,32 @@ pub fn parent(driver: Driver, quality: Quality, uid: &str) -> String {
     }
 }
 
-/// Makes the pod's cgroup with its limits. Where the machine does not let us (no delegation), containers still have their own limits.
-pub fn make(parent: &str, amounts: Amounts) -> io::Result<()> {
+/// The groups that pods are in, with the weights upstream gives them: all pods weigh what they may use, the burstable ones the sum of
+/// what they ask for, the best-effort ones together the least there is. A guaranteed pod stands beside the two with its own weight.
+pub fn classes(driver: Driver, all_millis: i64, burstable_millis: i64) -> [(&'static str, Amounts); 3] {
+    let names = match driver {
+        Driver::Files => ["/kpods", "/kpods/burstable", "/kpods/besteffort"],
+        Driver::Systemd => ["kpods.slice", "kpods-burstable.slice", "kpods-besteffort.slice"],
+    };
+    let amounts = |millis| Amounts { cpu_request_millis: Some(millis), ..Amounts::default() };
+    [(names[0], amounts(all_millis)), (names[1], amounts(burstable_millis)), (names[2], amounts(0))]
+}
+
+/// Makes a cgroup with its limits. Where the machine does not let us (no delegation), containers still have their own limits.
+pub async fn make(parent: &str, amounts: Amounts) -> Result<()> {
+    match parent.ends_with(slices::SUFFIX) {
+        true => slices::limit(parent, amounts).await,
+        false => make_folder(parent, amounts).or_fail(Kind::Host, || format!("could not make the cgroup {parent}")),
+    }
+}
+
+fn make_folder(parent: &str, amounts: Amounts) -> io::Result<()> {
     let below = parent.trim_start_matches('/');
     if is_unified() {
         enable_controllers(below);
         let folder = Path::new(ROOT).join(below);
         fs::create_dir_all(&folder)?;
-        write(&folder, "cpu.weight", weight(amounts.cpu_request_millis.unwrap_or(0)));
+        write(&folder, "cpu.weight", weight(amounts.cpu_request_millis.unwrap_or(0)).to_string());
         write(&folder, "cpu.max", amounts.cpu_limit_millis.map_or("max".into(), |millis| format!("{} {PERIOD_MICROS}", quota(millis))));
         write(&folder, "memory.max", amounts.memory_limit_bytes.map_or("max".into(), |bytes| bytes.to_string()));
         return Ok(());
@@ -64,6 +84,12 @@ pub fn make(parent: &str, amounts: Amounts) -> io::Result<()> {
 
 /// Removes the pod's cgroup and what is left in it, in every hierarchy; the runtime's last processes may need a moment to go.
 pub async fn remove(parent: &str) {
+    if parent.ends_with(slices::SUFFIX) {
+        if let Err(error) = slices::remove(parent).await {
+            tracing::warn!(error = %error.chain(), "could not end a pod's slice");
+        }
+        return;
+    }
     let below = parent.trim_start_matches('/').to_owned();
     for _ in 0..20 {
         let folders: Vec<PathBuf> = hierarchies().into_iter().map(|root| root.join(&below)).filter(|folder| folder.is_dir()).collect();
@@ -76,9 +102,9 @@ pub async fn remove(parent: &str) {
     tracing::warn!(cgroup = below, "could not remove a pod's cgroup");
 }
 
-/// Uids of pods that have a cgroup here: to find what an earlier run left.
+/// Uids of pods that have a cgroup here, with its name: to find what an earlier run left.
 pub fn pods() -> Vec<(String, String)> {
-    let mut found = Vec::new();
+    let mut found = pods_of_systemd();
     for root in hierarchies() {
         for class in ["", "burstable", "besteffort"] {
             let entries = fs::read_dir(root.join("kpods").join(class)).into_iter().flatten().flatten();
@@ -92,6 +118,14 @@ pub fn pods() -> Vec<(String, String)> {
     found.sort();
     found.dedup();
     found
+}
+
+fn pods_of_systemd() -> Vec<(String, String)> {
+    let folders = ["kpods.slice", "kpods.slice/kpods-burstable.slice", "kpods.slice/kpods-besteffort.slice"];
+    let folders = hierarchies().into_iter().flat_map(|root| folders.map(|folder| root.join(folder)));
+    let entries = folders.flat_map(|folder| fs::read_dir(folder).into_iter().flatten().flatten());
+    let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    names.filter_map(|name| Some((slices::pod(&name)?, name))).collect()
 }
 
 pub fn is_unified() -> bool {
@@ -124,9 +158,9 @@ fn enable_controllers(below: &str) {
     }
 }
 
-fn weight(millis: i64) -> String {
-    // The kernel's own mapping of shares (2..262144) to weight (1..10000).
-    (1 + (shares(millis) - 2) * 9999 / 262_142).to_string()
+/// The kernel's own mapping of shares (2..262144) to weight (1..10000).
+pub fn weight(millis: i64) -> i64 {
+    1 + (shares(millis) - 2) * 9999 / 262_142
 }
 
 fn write(folder: &Path, file: &str, value: String) {
@@ -145,5 +179,20 @@ mod tests {
         check(Driver::Files, Quality::Guaranteed, "/kpods/poda-b");
         check(Driver::Files, Quality::BestEffort, "/kpods/besteffort/poda-b");
         check(Driver::Systemd, Quality::Burstable, "kpods-burstable-poda_b.slice");
+    }
+
+    #[test]
+    fn a_guaranteed_pod_outweighs_all_best_effort_ones_together() {
+        for driver in [Driver::Files, Driver::Systemd] {
+            let [all, burstable, best_effort] =
+                classes(driver, 1950, 700).map(|(_, amounts)| weight(amounts.cpu_request_millis.unwrap_or(0)));
+            assert_eq!((all, burstable, best_effort), (77, 28, 1));
+            // Each class is the parent of its pods.
+            for (quality, (name, _)) in
+                [Quality::Guaranteed, Quality::Burstable, Quality::BestEffort].into_iter().zip(classes(driver, 0, 0))
+            {
+                assert!(parent(driver, quality, "a").starts_with(name.trim_end_matches(slices::SUFFIX)));
+            }
+        }
     }
 }

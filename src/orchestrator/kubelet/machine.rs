@@ -39,9 +39,18 @@ impl Size {
     }
 }
 
+/// Whoever made this machine gave it a size and no disk of that size.
+pub fn shares_its_disk() -> bool {
+    written().disk_bytes.is_some()
+}
+
+fn written() -> Written {
+    fs::read(MACHINE_FILE).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default()
+}
+
 /// Measures; `data` is on the disk that pods fill.
 pub fn measure(data: &Path) -> Size {
-    let written: Written = fs::read(MACHINE_FILE).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
+    let written = written();
     let (cpu, memory) = if cgroups::is_unified() { unified_limits() } else { classic_limits() };
     let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as i64) * 1000;
     let least = |amounts: [Option<i64>; 2], hardware: i64| amounts.into_iter().flatten().chain([hardware]).min().unwrap_or(hardware);

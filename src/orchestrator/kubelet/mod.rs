@@ -4,6 +4,7 @@ pub mod cgroups;
 pub mod container;
 pub mod cri;
 pub mod decide;
+pub mod disk;
 pub mod environment;
 pub mod fields;
 pub mod filesystems;
@@ -21,6 +22,7 @@ pub mod publish;
 pub mod resources;
 pub mod sandbox;
 pub mod server;
+pub mod slices;
 pub mod status;
 pub mod streams;
 pub mod termination;
@@ -37,7 +39,7 @@ use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::{broadcast, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 /// What all workers share.
@@ -55,6 +57,8 @@ pub struct Context {
     /// Which pod (uid) a sandbox or container id belongs to.
     pub owners: Mutex<HashMap<String, String>>,
     pub happenings: broadcast::Sender<Happening>,
+    /// A disk is nearly full.
+    pub disk_pressure: watch::Sender<bool>,
     /// When this process began to speak for the node.
     pub started: observed::Nanos,
 }
@@ -87,6 +91,7 @@ pub async fn run_with(config: Arc<AgentConfig>, client: Client, services: Inform
         logs: PathBuf::from(LOGS),
         owners: Mutex::default(),
         happenings: broadcast::Sender::new(HAPPENINGS),
+        disk_pressure: watch::Sender::default(),
         started: worker::wall(),
         runtime: runtime.clone(),
         client: client.clone(),
@@ -104,6 +109,7 @@ pub async fn run_with(config: Arc<AgentConfig>, client: Client, services: Inform
         pods::Pods::new(context.clone(), informer).run(happenings, objects_changed, cancel.clone()),
         node,
         filesystems::keep(context.clone(), cancel.clone()),
+        disk::keep(context.clone(), cancel.clone()),
     );
     Ok(())
 }

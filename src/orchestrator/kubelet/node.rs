@@ -106,8 +106,17 @@ pub async fn report(context: Arc<Context>, cancel: CancellationToken) {
     }
     let watch = Watch::folder(Path::new(CNI_FOLDER)).inspect_err(|error| tracing::warn!(%error, "could not watch {CNI_FOLDER}")).ok();
     let mut happenings = context.happenings.subscribe();
-    let mut reporter =
-        Reporter { context: context.clone(), told: None, told_at: None, ready_since: text_time(wall()), ready: None, missing_since: None };
+    let mut disk_pressure = context.disk_pressure.subscribe();
+    let mut reporter = Reporter {
+        context: context.clone(),
+        told: None,
+        told_at: None,
+        ready_since: text_time(wall()),
+        ready: None,
+        full: false,
+        full_since: text_time(context.started),
+        missing_since: None,
+    };
     reporter.event("Starting", "Starting kprov's kubelet.");
     let mut check = tokio::time::interval(RENEW);
     check.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -130,6 +139,7 @@ pub async fn report(context: Arc<Context>, cancel: CancellationToken) {
             true = cni => eager = (!ready).then_some(Duration::from_millis(5)),
             _ = tokio::time::sleep(soon), if eager.is_some() => eager = eager.map(|pause| pause * 2).filter(|pause| *pause < Duration::from_secs(4)),
             Ok(super::cri::events::Happening::Reconnected) = happenings.recv() => eager = Some(Duration::from_millis(5)),
+            Ok(()) = disk_pressure.changed() => {}
             _ = check.tick() => {}
         }
     }
@@ -142,6 +152,9 @@ struct Reporter {
     told_at: Option<tokio::time::Instant>,
     ready_since: String,
     ready: Option<bool>,
+    full: bool,
+    /// Or no longer.
+    full_since: String,
     missing_since: Option<tokio::time::Instant>,
 }
 
@@ -178,6 +191,10 @@ impl Reporter {
             self.ready = Some(ready);
             let (reason, verb) = if ready { ("NodeReady", "NodeReady") } else { ("NodeNotReady", "NodeNotReady") };
             self.event(reason, &format!("Node {} status is now: {verb}", self.context.config.node_name));
+        }
+        let full = *self.context.disk_pressure.borrow();
+        if std::mem::replace(&mut self.full, full) != full {
+            self.full_since = text_time(wall());
         }
         let status = self.status(why_not).await;
         let due = self.told_at.is_none_or(|at| at.elapsed() >= REPORT);
@@ -227,6 +244,13 @@ impl Reporter {
         };
         let since = text_time(context.started);
         let pressure = |kind: &str, reason: &str, message: &str| json!({"type": kind, "status": "False", "reason": reason, "message": message, "lastTransitionTime": since});
+        let mut disk = match self.full {
+            true => {
+                json!({"type": "DiskPressure", "status": "True", "reason": "KubeletHasDiskPressure", "message": "kubelet has disk pressure"})
+            }
+            false => pressure("DiskPressure", "KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
+        };
+        disk["lastTransitionTime"] = self.full_since.clone().into();
         let ready = match why_not {
             None => json!({"type": "Ready", "status": "True", "reason": "KubeletReady", "message": "kubelet is posting ready status"}),
             Some(message) => json!({"type": "Ready", "status": "False", "reason": "KubeletNotReady", "message": message}),
@@ -237,7 +261,7 @@ impl Reporter {
             "capacity": amounts(context.size), "allocatable": amounts(context.size.allocatable()),
             "conditions": [
                 pressure("MemoryPressure", "KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
-                pressure("DiskPressure", "KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
+                disk,
                 pressure("PIDPressure", "KubeletHasSufficientPID", "kubelet has sufficient PID available"),
                 ready,
             ],

@@ -5,7 +5,7 @@ use super::cri::messages::Map;
 use super::observed::{LABEL_CONTAINER_NAME, LABEL_POD_NAME, LABEL_POD_NAMESPACE, LABEL_POD_UID, Nanos, SECOND};
 use super::sandbox::uid;
 use super::worker::{self, Signal};
-use super::{Context, cgroups, container, logs};
+use super::{Context, cgroups, container, logs, resources};
 use crate::orchestrator::client::{Change, Informer};
 use k8s_openapi::api::core::v1::Pod;
 use std::collections::{BTreeSet, HashMap};
@@ -31,11 +31,13 @@ pub struct Pods {
     seen: HashMap<String, i32>,
     /// How far the wall's clock was ahead of the workers' then.
     ahead: Nanos,
+    /// What the burstable pods asked for together when their group was last weighed.
+    burstable: Option<i64>,
 }
 
 impl Pods {
     pub fn new(context: Arc<Context>, informer: Informer<Pod>) -> Pods {
-        Pods { context, informer, workers: HashMap::new(), tasks: JoinSet::new(), seen: HashMap::new(), ahead: 0 }
+        Pods { context, informer, workers: HashMap::new(), tasks: JoinSet::new(), seen: HashMap::new(), ahead: 0, burstable: None }
     }
 
     /// `objects` brings uids of pods whose config maps and the like changed.
@@ -62,6 +64,7 @@ impl Pods {
                 () = &mut synced, if !is_synced => {
                     (is_synced, may_load) = (true, false);
                     self.sweep().await;
+                    self.weigh();
                 }
                 () = &mut patience, if may_load => {
                     may_load = false;
@@ -70,7 +73,12 @@ impl Pods {
                 Some(happening) = happenings.recv() => self.happening(happening),
                 Some(user) = objects.recv() => self.send(&user, Signal::Objects),
                 Some(ended) = self.tasks.join_next() => self.ended(ended),
-                _ = relist.tick() => self.relist().await,
+                _ = relist.tick() => {
+                    self.relist().await;
+                    if is_synced {
+                        self.weigh();
+                    }
+                }
             }
         }
     }
@@ -153,6 +161,22 @@ impl Pods {
         }
         let known: BTreeSet<String> = self.workers.keys().cloned().collect();
         tokio::spawn(sweep_leftovers(self.context.clone(), known));
+    }
+
+    /// Upstream does this once a minute.
+    fn weigh(&mut self) {
+        let burstable = resources::burstable_millis(self.informer.list().iter().map(|pod| &**pod));
+        if self.burstable.replace(burstable) == Some(burstable) {
+            return;
+        }
+        let classes = cgroups::classes(self.context.driver, self.context.size.allocatable().cpu_millis, burstable);
+        tokio::spawn(async move {
+            for (class, amounts) in classes {
+                if let Err(error) = cgroups::make(class, amounts).await {
+                    tracing::warn!(error = %error.chain(), class, "pods have no weights by their class");
+                }
+            }
+        });
     }
 
     /// What others have written down (tokens, deadlines) is due at another moment once somebody has set the clock: all look again.

@@ -100,6 +100,13 @@ pub fn pod_amounts(pod: &Pod) -> Amounts {
     }
 }
 
+/// What the burstable pods among these ask for together.
+pub fn burstable_millis<'a>(pods: impl IntoIterator<Item = &'a Pod>) -> i64 {
+    let is_over = |pod: &Pod| pod.status.as_ref().is_some_and(|status| matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")));
+    let counted = pods.into_iter().filter(|pod| quality_of_service(pod) == Quality::Burstable && !is_over(pod));
+    counted.filter_map(|pod| pod_amounts(pod).cpu_request_millis).sum()
+}
+
 /// What the runtime is told; `capacity_bytes` is the node's memory (for the OOM score of burstable pods).
 pub fn linux(pod: &Pod, container: &Container, capacity_bytes: i64) -> LinuxContainerResources {
     let amounts = amounts(container);
@@ -136,6 +143,15 @@ mod tests {
         check(json!({"limits": {"cpu": "1"}}), Quality::Burstable);
         check(json!({"limits": {"cpu": "1", "memory": "1Gi"}}), Quality::Guaranteed);
         check(json!({"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "0.5"}}), Quality::Burstable);
+    }
+
+    #[test]
+    fn only_burstable_pods_that_run_weigh_in_their_class() {
+        let asking = pod(json!({"requests": {"cpu": "300m"}}));
+        let guaranteed = pod(json!({"limits": {"cpu": "1", "memory": "1Gi"}}));
+        let mut over = asking.clone();
+        over.status = serde_json::from_value(json!({"phase": "Succeeded"})).unwrap();
+        assert_eq!(burstable_millis([&asking, &guaranteed, &asking, &over, &pod(json!({}))]), 600);
     }
 
     #[test]

@@ -1,13 +1,14 @@
 //! Services as nftables rules of this node: from the API's objects to the kernel, with nothing in between to fall over.
 //!
-//! Written in atomic transactions by `nft -f -`; only what changed, except at the start and after a failure. While the API is away,
-//! and while the agent is down, the rules in the kernel go on serving.
+//! Written in atomic transactions by `nft -f -`; only what changed, except at the start, after a failure, and when somebody else took the
+//! table away. While the API is away, and while the agent is down, the rules in the kernel go on serving.
 
 pub mod endpoints;
 mod health;
 pub mod ruleset;
 #[cfg(test)]
 pub mod tests;
+mod watch;
 
 use super::client::backoff::Backoff;
 use super::client::informer::Informer;
@@ -22,6 +23,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio_util::sync::CancellationToken;
+use watch::Watch;
 
 /// A roll-out changes many slices at once; one transaction takes them together.
 const SETTLE: Duration = Duration::from_millis(5);
@@ -57,15 +59,25 @@ pub async fn run_with(
     let mut backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(30), 0);
     let mut written: Option<Ruleset> = None;
     let mut retry: Option<Duration> = None;
+    let mut watch = Watch::open();
     loop {
         tokio::select! {
             _ = cancel.cancelled() => return Ok(()),
             _ = services_changed.wait() => tokio::time::sleep(SETTLE).await,
             _ = slices_changed.wait() => tokio::time::sleep(SETTLE).await,
             _ = tokio::time::sleep(retry.unwrap_or_default()), if retry.is_some() => {}
+            () = watch.lost(), if written.is_some() => {
+                tracing::warn!("somebody took the services' rules out of the kernel; writing them again");
+                written = None;
+                in_sync.store(false, Ordering::Relaxed);
+            }
+        }
+        if watch.has_lost() {
+            written = None;
         }
         let wanted = table();
-        match write(written.as_ref(), &wanted, &network).await {
+        let outcome = write(written.as_ref(), &wanted, &network).await;
+        match outcome.and_then(|()| if watch.stands() { Ok(()) } else { Err(taken()) }) {
             Ok(()) => {
                 written = Some(wanted);
                 in_sync.store(true, Ordering::Relaxed);
@@ -81,6 +93,11 @@ pub async fn run_with(
             }
         }
     }
+}
+
+fn taken() -> Error {
+    Error::host("could not keep the services' rules: another program took the table away while it was written")
+        .hint("look for what runs `nft flush ruleset` on this machine")
 }
 
 /// Brings the kernel from `held` (unknown when `None`) to `wanted`.

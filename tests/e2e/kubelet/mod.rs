@@ -210,6 +210,25 @@ fn pods_outlive_the_agent_and_the_api_and_lost_sandboxes_are_replaced() {
 }
 
 #[test]
+fn a_disk_that_fills_is_told_and_what_came_from_an_archive_is_known() {
+    alone(|| async {
+        let node = Node::ready().await;
+        let runtime = kprov::orchestrator::kubelet::cri::Runtime::connect(&node.config.containerd_socket).unwrap();
+        let folder = runtime.image_folder().await.unwrap().expect("a folder of images");
+        assert!(folder.starts_with(&node.folder) && folder.is_dir(), "{}", folder.display());
+        let images = runtime.list_images().await.unwrap();
+        assert!(!images.is_empty() && images.iter().all(|image| image.repo_digests.is_empty()), "{images:#?}");
+        node.wait("/api/v1/nodes/n1", "not full", |node| condition(node, "DiskPressure") == "False").await;
+        let data = &node.config.data;
+        nix::mount::mount(Some("tmpfs"), data, Some("tmpfs"), nix::mount::MsFlags::empty(), Some("size=8m")).unwrap();
+        std::fs::write(data.join("much"), vec![0; 15 << 19]).unwrap();
+        let full = node.wait("/api/v1/nodes/n1", "full", |node| condition(node, "DiskPressure") == "True").await;
+        assert_eq!(condition(&full, "Ready"), "True");
+        nix::mount::umount2(data, nix::mount::MntFlags::MNT_DETACH).unwrap();
+    });
+}
+
+#[test]
 fn logs_are_followed_to_the_end_and_only_the_api_server_may_read_them() {
     alone(|| async {
         let node = Node::ready().await;

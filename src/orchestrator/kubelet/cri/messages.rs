@@ -530,6 +530,27 @@ pub struct Image {
     pub uid: Option<Int64Value>,
     #[prost(string, tag = "6")]
     pub username: String,
+    /// The runtime itself needs it.
+    #[prost(bool, tag = "8")]
+    pub pinned: bool,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct FilesystemIdentifier {
+    #[prost(string, tag = "1")]
+    pub mountpoint: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct FilesystemUsage {
+    #[prost(message, optional, tag = "2")]
+    pub fs_id: Option<FilesystemIdentifier>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct ImageFsInfoResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub image_filesystems: Vec<FilesystemUsage>,
 }
 
 #[derive(Clone, PartialEq, Message)]

@@ -6,7 +6,7 @@ pub mod messages;
 use crate::error::{Error, Result};
 use messages::*;
 use prost::Message;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tonic::transport::{Channel, Endpoint};
 
@@ -228,6 +228,14 @@ impl Runtime {
         Ok(self.images::<_, ListImagesResponse>("ListImages", Empty {}, SHORT).await?.images)
     }
 
+    /// Where images lie, unpacked.
+    pub async fn image_folder(&self) -> Result<Option<PathBuf>, Refusal> {
+        let answer: ImageFsInfoResponse = self.images("ImageFsInfo", Empty {}, SHORT).await?;
+        let folder = answer.image_filesystems.into_iter().find_map(|filesystem| filesystem.fs_id);
+        Ok(folder.map(|folder| PathBuf::from(folder.mountpoint)))
+    }
+
+    /// With all its names.
     pub async fn remove_image(&self, image: &str) -> Result<(), Refusal> {
         let request = ImageRequest { image: Some(ImageSpec { image: image.into() }) };
         gone_is_fine(self.images::<_, Empty>("RemoveImage", request, LONG).await)

@@ -67,10 +67,8 @@ impl Worker {
     async fn create_sandbox(&mut self, attempt: u32) {
         let config = self.sandbox_config(attempt);
         let parent = config.linux.as_ref().map(|linux| linux.cgroup_parent.clone()).unwrap_or_default();
-        if self.context.driver == cgroups::Driver::Files
-            && let Err(error) = cgroups::make(&parent, resources::pod_amounts(&self.pod))
-        {
-            tracing::debug!(%error, parent, "could not make a pod's cgroup");
+        if let Err(error) = cgroups::make(&parent, resources::pod_amounts(&self.pod)).await {
+            tracing::warn!(error = %error.chain(), parent, "a pod has no limits of its own");
         }
         if let Err(error) = std::fs::create_dir_all(&config.log_directory) {
             tracing::warn!(%error, folder = config.log_directory, "could not make a pod's log folder");

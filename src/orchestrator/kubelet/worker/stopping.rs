@@ -66,9 +66,7 @@ impl Worker {
             return tokio::time::sleep(Duration::from_secs(1)).await;
         }
         let parent = cgroups::parent(self.context.driver, resources::quality_of_service(&self.pod), uid(&self.pod));
-        if self.context.driver == cgroups::Driver::Files {
-            cgroups::remove(&parent).await;
-        }
+        cgroups::remove(&parent).await;
         let _ = std::fs::remove_dir_all(self.context.logs.join(sandbox::log_folder(&self.pod)));
         self.context.owners.lock().retain(|_, owner| owner != uid(&self.pod));
         self.memory.cleaned = true;
