@@ -49,11 +49,30 @@ fn network(section: &Node, report: &mut dyn Report) {
     id(vpc, &format!("{PATH}.vpc"), "vpc-", "network");
     let subnets = subnets.map_or(&[][..], Node::items);
     subnets.iter().enumerate().for_each(|(index, subnet)| id(Some(subnet), &format!("{PATH}.subnets[{index}]"), "subnet-", "subnet"));
+    once(subnets, "subnets", report);
+    zones(section, vpc.is_some(), report);
+}
+
+/// Those of a network of the cluster's own.
+fn zones(section: &Node, is_given: bool, report: &mut dyn Report) {
+    let Some(list) = section.field("zones").filter(|list| !list.items().is_empty()) else { return };
+    if is_given {
+        let hint = Some("leave `zones` away: those of the subnets are used".into());
+        let place = Place { width: 1, ..list.place };
+        report.report(place, &format!("{PATH}.zones"), "zones are given beside a network with subnets".into(), hint);
+    }
+    for (index, zone) in list.items().iter().enumerate() {
+        word(Some(zone), &format!("{PATH}.zones[{index}]"), is_zone, "the name of a zone", "for instance eu-west-1a", report);
+    }
+    once(list.items(), "zones", report);
+}
+
+fn once(nodes: &[Node], field: &str, report: &mut dyn Report) {
     let mut seen: BTreeMap<&str, Place> = BTreeMap::new();
-    for (index, (node, text)) in subnets.iter().enumerate().filter_map(|(index, node)| Some((index, (node, node.text()?)))) {
+    for (index, (node, text)) in nodes.iter().enumerate().filter_map(|(index, node)| Some((index, (node, node.text()?)))) {
         match seen.get(text) {
             Some(first) => {
-                report.report(node.place, &format!("{PATH}.subnets[{index}]"), format!("`{text}` is named twice"), elsewhere(*first));
+                report.report(node.place, &format!("{PATH}.{field}[{index}]"), format!("`{text}` is named twice"), elsewhere(*first));
             }
             None => drop(seen.insert(text, node.place)),
         }
@@ -73,6 +92,15 @@ fn groups(spec: &Node, section: &Node, report: &mut dyn Report) {
 fn is_id(text: &str, prefix: &str) -> bool {
     let is_hexadecimal = |letter: char| letter.is_ascii_digit() || ('a'..='f').contains(&letter);
     text.strip_prefix(prefix).is_some_and(|rest| (8..=17).contains(&rest.len()) && rest.chars().all(is_hexadecimal))
+}
+
+/// A region's name and a letter; which of those exist only AWS knows.
+fn is_zone(text: &str) -> bool {
+    let letter = text.chars().last().filter(char::is_ascii_lowercase);
+    let region = text.strip_suffix(|last| Some(last) == letter).unwrap_or_default();
+    region.ends_with(|last: char| last.is_ascii_digit())
+        && region.split('-').count() >= 3
+        && region.chars().all(|one| one.is_ascii_lowercase() || one.is_ascii_digit() || one == '-')
 }
 
 fn is_image(text: &str) -> bool {
@@ -125,6 +153,15 @@ mod tests {
                 "4:59 .subnets[2]: `subnet-0a1b2c3d` is named twice",
             ],
         );
+        check("{zones: [eu-west-1a, eu-west-1b]}", &[]);
+        check(
+            "{zones: [eu-west-1, eu-west-1a, eu-west-1a]}",
+            &["4:17 .zones[0]: `eu-west-1` is not the name of a zone", "4:40 .zones[2]: `eu-west-1a` is named twice"],
+        );
+        check(
+            "{vpc: vpc-0a1b2c3d, subnets: [subnet-0a1b2c3d], zones: [eu-west-1a]}",
+            &["4:63 .zones: zones are given beside a network with subnets"],
+        );
         check(
             "{image: fedora, user: -x, endpoint: here, endpoints: {ec2: \"ftp://x\"}, instanceTypes: {workr: m7i.large}}",
             &[
@@ -135,6 +172,12 @@ mod tests {
                 "4:95 .instanceTypes.workr: no machine group is called `workr`",
             ],
         );
+    }
+
+    #[test]
+    fn a_zone_is_a_region_and_a_letter() {
+        assert!(["eu-west-1a", "us-gov-east-1b", "us-east-1f"].into_iter().all(is_zone));
+        assert!(!["", "a", "eu-west-1", "EU-west-1a", "1a", "eu-west-a", "europe-west1-b"].into_iter().any(is_zone));
     }
 
     #[test]

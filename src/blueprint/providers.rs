@@ -49,6 +49,10 @@ pub struct Aws {
     /// lead out another way; then machines and load balancers have addresses of the network only.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub subnets: Vec<String>,
+    /// Where a network of the cluster's own has subnets, e.g. eu-west-1a; else the first three zones that have every instance type in use.
+    /// A zone that has one keeps it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub zones: Vec<String>,
     /// What new machines boot: debian-12 (unless said otherwise), ubuntu-24.04, an ami-..., or `<owner>/<pattern of names>`, of which the
     /// newest is taken; `{arch}` in it is amd64 or arm64.
     #[serde(skip_serializing_if = "Option::is_none")]

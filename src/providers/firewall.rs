@@ -1,7 +1,7 @@
 //! The one firewall policy of every cloud: what may reach a cluster's machines, and why. Pure; each provider writes it in its own words.
 
-use super::Delivery;
 use super::resources::LoadBalancerSpec;
+use super::{Delivery, HEALTH_PORT};
 use crate::blueprint::schema::Access;
 use crate::error::{Error, Result};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -60,6 +60,16 @@ pub fn machines(access: &Access, balancers: &[LoadBalancerSpec], delivery: Deliv
         rules.push(Rule { name: "api", from: from(), protocol: Protocol::Tcp, ports: vec![API_PORT], why: "spec.access.from: the API" });
     }
     rules.extend(listeners(balancers, delivery));
+    // One that sends to node ports asks at the machines' own addresses; a node port of UDP cannot be asked.
+    if delivery == Delivery::NodePort && rules.iter().any(|rule| rule.protocol == Protocol::Udp) {
+        rules.push(Rule {
+            name: "health",
+            from: From::Balancers,
+            protocol: Protocol::Tcp,
+            ports: vec![HEALTH_PORT],
+            why: "load balancers ask whether a machine serves UDP",
+        });
+    }
     rules
 }
 
@@ -129,7 +139,12 @@ mod tests {
         let ssh = "ssh 192.0.2.0/24,2001:db8::/32 Tcp [22]";
         let api = "api 192.0.2.0/24,2001:db8::/32 Tcp [6443]";
         let node_ports = ["listeners-tcp balancers Tcp [32000, 32001]", "listeners-udp balancers Udp [30053]"];
-        check_lines(&machines(&access, &balancers, Delivery::NodePort), &[cluster, ssh, api, node_ports[0], node_ports[1]]);
+        let health = "health balancers Tcp [10256]";
+        check_lines(&machines(&access, &balancers, Delivery::NodePort), &[cluster, ssh, api, node_ports[0], node_ports[1], health]);
+        check_lines(
+            &machines(&access, &[balancer(&[(80, "TCP", 32000)])], Delivery::NodePort),
+            &[cluster, ssh, api, "listeners-tcp balancers Tcp [32000]"],
+        );
         check_lines(
             &listeners(&balancers, Delivery::Address),
             &["listeners-tcp balancers Tcp [80, 443]", "listeners-udp balancers Udp [53]"],

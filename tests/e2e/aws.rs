@@ -15,10 +15,12 @@ fn settings() -> Settings {
     Settings { location: Some("eu-west".into()), ..Settings::plain(ProviderName::Aws) }
 }
 
+const LONGEST_NAME: &str = "same-name-as-long-as-names-of-clusters-1";
+
 /// Uids that begin alike: names are near, owners are not.
 fn clusters() -> [Cluster; 2] {
     ["3f2a9c11-d0e4-4b6f-9a51-0c1d2e3f4a5b", "3f2a9c11-d0e5-4b6f-9a51-0c1d2e3f4a5b"]
-        .map(|uid| Cluster { name: "same-name".into(), uid: uid.into() })
+        .map(|uid| Cluster { name: LONGEST_NAME.into(), uid: uid.into() })
 }
 
 /// Runs another test of this program as the operator would run kprov: the SDK takes from the environment who asks and where the cloud
@@ -86,6 +88,11 @@ fn what_can_be_known_is_said_before_the_first_create() {
     for (from, to, parts) in [
         ("    ssh:\n", "    aws: {instanceTypes: {worker: x9.tiny}}\n    ssh:\n", &["could not find x9.tiny", "instanceTypes"][..]),
         ("    ssh:\n", "    aws: {instanceTypes: {worker: m7g.large}}\n    ssh:\n", &["could not use m7g.large"]),
+        (
+            "    ssh:\n",
+            "    aws: {zones: [eu-west-1a, eu-west-1z]}\n    ssh:\n",
+            &["could not find zone eu-west-1z", "eu-west-1a, eu-west-1b"],
+        ),
         ("from: [198.18.0.0/15]", "from: []", &["spec.access.from"]),
         ("location: eu-west ", "location: nowhere-1 ", &["nowhere-1"]),
     ] {

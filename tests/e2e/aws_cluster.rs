@@ -143,6 +143,8 @@ fn the_printed_policies_are_enough_and_nothing_in_them_is_idle() {
         "ec2:DescribeAccountAttributes",
         "ec2:DescribeAddresses",
         "ec2:DescribeNetworkInterfaces",
+        "ec2:GetSecurityGroupsForVpc",
+        "ec2:ReplaceRoute",
         "ec2:RevokeSecurityGroupIngress",
         "ec2:StartInstances",
         "elasticfilesystem:TagResource",

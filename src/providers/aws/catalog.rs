@@ -4,14 +4,16 @@ use super::Aws;
 use super::failure::OrFailure;
 use super::given::{self, Facts, Given};
 use super::images::{self, Image, Search};
-use super::names::GROUP;
-use super::resources::{self, Catalog, ZONES};
+use super::names::{GROUP, SUBNET};
+use super::resources::{self, Catalog};
+use super::zones::{self, Zones};
 use super::{check, sizes};
 use crate::blueprint::Blueprint;
 use crate::blueprint::providers::Aws as Section;
 use crate::error::{Error, Result};
 use crate::providers::resources::NETWORK;
 use aws_sdk_ec2::types::{Filter, LocationType, VpcAttributeName};
+use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 
 pub fn filter(name: &str, values: impl IntoIterator<Item = impl Into<String>>) -> Filter {
@@ -23,21 +25,26 @@ impl Aws {
         let section = &blueprint.spec.providers.aws;
         let types: BTreeSet<String> = resources::types(blueprint)?.into_values().collect();
         let names = !blueprint.spec.filesystems.is_empty();
-        let question = format!("{types:?} {:?} {:?} {:?} {:?} {names}", section.image, section.user, section.vpc, section.subnets);
+        let Section { image, user, vpc, subnets, zones, .. } = section;
+        let question = format!("{types:?} {image:?} {user:?} {vpc:?} {subnets:?} {zones:?} {names}");
         if let Some(known) = self.catalogs.lock().get(&question) {
             return Ok(known.clone());
         }
         let given = self.given(section, names).await?;
-        let zones = match &given {
-            Some(given) => given.subnets.keys().cloned().collect(),
-            None => self.zones().await?,
+        let mut offered = self.offered(&types).await?;
+        let (zones, ranges) = match &given {
+            Some(given) => (given.subnets.keys().cloned().collect(), BTreeMap::new()),
+            None => {
+                let known = Zones { there: self.zones().await?, kept: self.ranges().await?, offered: offered.clone() };
+                (zones::choose(zones, &known)?, known.kept)
+            }
         };
-        let offered = self.offered(&types, &zones).await?;
+        offered.values_mut().for_each(|places| places.retain(|zone| zones.contains(zone)));
         let mut images = BTreeMap::new();
         for architecture in types.iter().map(|kind| sizes::architecture(kind)).collect::<BTreeSet<_>>() {
             images.extend(self.image(section, architecture).await?.map(|image| (architecture.to_string(), image)));
         }
-        let catalog = Catalog { zones, offered, images, given };
+        let catalog = Catalog { zones, ranges, offered, images, given };
         // Only another network is another question: the loop, which asks the same every time, need not look again.
         self.stays(&catalog).await?;
         self.catalogs.lock().insert(question, catalog.clone());
@@ -90,7 +97,13 @@ impl Aws {
         given::moved(catalog.given.as_ref(), &groups, &networks).map_or(Ok(()), Err)
     }
 
-    async fn zones(&self) -> Result<Vec<String>> {
+    /// Where the cluster has subnets of its own, and which.
+    async fn ranges(&self) -> Result<BTreeMap<String, String>> {
+        let text = |spec: &Value, field: &str| spec[field].as_str().map(String::from);
+        Ok(self.look(SUBNET).await?.iter().filter_map(|subnet| Some((text(&subnet.spec, "zone")?, text(&subnet.spec, "cidr")?))).collect())
+    }
+
+    async fn zones(&self) -> Result<BTreeSet<String>> {
         let filters = vec![filter("state", ["available"])];
         let answer = self.clients.ec2.describe_availability_zones().set_filters(Some(filters)).send().await.or_failure("list zones")?;
         let ordinary = answer.availability_zones().iter().filter(|zone| zone.zone_type().is_none_or(|kind| kind == "availability-zone"));
@@ -98,19 +111,18 @@ impl Aws {
         if zones.is_empty() {
             return Err(Error::input(format!("could not find a zone in region {}", self.clients.region)));
         }
-        Ok(zones.into_iter().take(ZONES).collect())
+        Ok(zones)
     }
 
-    async fn offered(&self, types: &BTreeSet<String>, zones: &[String]) -> Result<BTreeMap<String, BTreeSet<String>>> {
+    /// By type, all zones of the region that have it.
+    async fn offered(&self, types: &BTreeSet<String>) -> Result<BTreeMap<String, BTreeSet<String>>> {
         let mut offered: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
         let asked = self.clients.ec2.describe_instance_type_offerings().location_type(LocationType::AvailabilityZone);
         let mut pages = asked.filters(filter("instance-type", types.iter().cloned())).into_paginator().send();
         while let Some(page) = pages.next().await {
             for offering in page.or_failure("list instance types")?.instance_type_offerings() {
                 let (Some(kind), Some(zone)) = (offering.instance_type(), offering.location()) else { continue };
-                if zones.iter().any(|known| known == zone) {
-                    offered.entry(kind.as_str().into()).or_default().insert(zone.into());
-                }
+                offered.entry(kind.as_str().into()).or_default().insert(zone.into());
             }
         }
         Ok(offered)
@@ -134,6 +146,7 @@ impl Aws {
             Error::input(format!("could not tell who logs in to {id} ({name})"))
                 .hint("say it in spec.providers.aws.user: who may use sudo without a password there")
         })?;
-        Ok(Some(Image { id, name, root_device: text(newest.root_device_name()), user }))
+        let root_device = text(newest.root_device_name());
+        Ok(Some(Image { id, name, root_gib: images::root_gib(&root_device, newest.block_device_mappings()), root_device, user }))
     }
 }

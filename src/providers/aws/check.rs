@@ -4,11 +4,12 @@ use super::Aws;
 use super::clients::ec2_tags;
 use super::failure::{OrFailure, failure};
 use super::names::{GROUP, KEY_PAIR, MACHINES, MAIN, plain};
+use super::resources::crossed;
 use super::sizes::{self, OURS};
 use crate::engine::{Id, Resource};
 use crate::error::{Error, Kind, Result};
 use crate::providers::ownership;
-use crate::providers::resources::{MACHINE, NETWORK};
+use crate::providers::resources::{LOAD_BALANCER, MACHINE, NETWORK};
 use aws_sdk_ec2::config::http::HttpResponse;
 use aws_sdk_ec2::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_ec2::primitives::Blob;
@@ -18,7 +19,7 @@ use serde_json::Value;
 impl Aws {
     pub(super) async fn check_all(&self, resources: &[Resource]) -> Result<()> {
         let who = self.clients.sts.get_caller_identity().send().await.or_failure("sign in to AWS").map(drop);
-        let mut problems: Vec<Error> = who.err().into_iter().chain(closed(resources)).chain(foreign_processors(resources)).collect();
+        let mut problems: Vec<Error> = who.err().into_iter().chain(wrong(resources)).collect();
         // Whoever is nobody is refused everything.
         if problems.is_empty() {
             problems.extend(self.forbidden(resources).await);
@@ -96,6 +97,13 @@ where
     told.then(|| failure(what, &error))
 }
 
+/// What is wrong with what is wished for, whatever AWS says.
+fn wrong(resources: &[Resource]) -> Vec<Error> {
+    let balancers = resources.iter().filter(|resource| resource.id.kind == LOAD_BALANCER);
+    let crossed = balancers.filter_map(|balancer| crossed(&balancer.spec));
+    closed(resources).into_iter().chain(foreign_processors(resources)).chain(crossed).collect()
+}
+
 /// Nothing would be able to reach SSH: kprov itself could not.
 fn closed(resources: &[Resource]) -> Option<Error> {
     let group = resources.iter().find(|resource| resource.id == Id::new(GROUP, MACHINES))?;
@@ -146,14 +154,15 @@ mod tests {
     }
 
     #[test]
-    fn a_closed_door_and_a_foreign_processor_are_said_together() {
+    fn everything_that_is_wrong_is_said_together() {
         let resources = [
             resource(GROUP, MACHINES, json!({"rules": ["all from machines"]})),
+            resource(LOAD_BALANCER, "dns", json!({"name": "dns", "listeners": [{"port": 53}, {"port": 53}]})),
             resource(MACHINE, "worker-1", json!({"instanceType": if OURS == "arm64" { "m7i.large" } else { "m7g.large" }})),
         ];
-        let problems: Vec<Error> = closed(&resources).into_iter().chain(foreign_processors(&resources)).collect();
-        assert_eq!(problems.len(), 2);
-        let error = together(problems).expect_err("two problems");
+        let problems = wrong(&resources);
+        assert_eq!(problems.len(), 3);
+        let error = together(problems).expect_err("three problems");
         assert!(error.hints().iter().any(|hint| hint.contains("spec.access.from")), "{:?}", error.hints());
         let open = [resource(GROUP, MACHINES, json!({"rules": ["tcp 22 from 192.0.2.0/24"]}))];
         assert!(closed(&open).is_none());

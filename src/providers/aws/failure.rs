@@ -67,9 +67,9 @@ where
     }
 }
 
-/// A profile made a moment ago; the parameter is right.
+/// A profile made a moment ago, or one that was given its role a moment ago; the parameter is right.
 pub fn is_young_profile(message: &str) -> bool {
-    message.contains("Invalid IAM Instance Profile")
+    ["Invalid IAM Instance Profile", "has no associated IAM Roles"].iter().any(|part| message.contains(part))
 }
 
 /// Pure.
@@ -83,6 +83,11 @@ fn refusal(what: &str, code: &str, message: &str, status: u16) -> Error {
 fn classify(code: &str, message: &str, status: u16) -> (Kind, &'static str) {
     let has = |parts: &[&str]| parts.iter().any(|part| code.contains(part));
     match () {
+        // Filesystems and load balancers have zones of an account that they are not offered in.
+        _ if has(&["UnsupportedAvailabilityZone"]) || message.to_lowercase().contains("constrained availability zone") => {
+            let hint = "kprov down, then name zones that have it in spec.providers.aws.zones (of a network of your own: other subnets)";
+            (Kind::Provider, hint)
+        }
         _ if has(&["InsufficientInstanceCapacity", "InsufficientCapacity", "Unsupported"]) => {
             (Kind::Provider, "name another type in spec.providers.aws.instanceTypes, or another region; or try again later")
         }
@@ -117,6 +122,8 @@ mod tests {
         check("RequestLimitExceeded", "", 503, Kind::Transient);
         check("DependencyViolation", "", 400, Kind::Transient);
         check("InvalidParameterValue", "Invalid IAM Instance Profile name", 400, Kind::Transient);
+        let roleless = r#"IAM Instance Profile "arn:aws:iam::123456789012:instance-profile/kprov-shop" has no associated IAM Roles"#;
+        check("InvalidParameterValue", roleless, 400, Kind::Transient);
         check("InvalidParameterValue", "", 400, Kind::Provider);
         check("VcpuLimitExceeded", "", 400, Kind::Provider);
         check("UnauthorizedOperation", "", 403, Kind::Provider);
@@ -125,6 +132,13 @@ mod tests {
         check("InvalidAMIID.NotFound", "", 400, Kind::Provider);
         check("InvalidSubnetID.NotFound", "", 400, Kind::Transient);
         check("RequestExpired", "", 400, Kind::Provider);
+        for (code, message) in [
+            ("UnsupportedAvailabilityZone", "Not there."),
+            ("InvalidConfigurationRequest", "Subnet subnet-1 is in a constrained Availability Zone."),
+        ] {
+            let (kind, hint) = classify(code, message, 400);
+            assert!(kind == Kind::Provider && hint.contains("spec.providers.aws.zones"), "{code}: {hint}");
+        }
         assert!(!refusal("make a machine", "InsufficientInstanceCapacity", "none left", 400).hints().is_empty());
     }
 }

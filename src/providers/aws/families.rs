@@ -5,7 +5,8 @@ use super::clients::{ec2_tags, efs_tags, elb_tags, iam_tags, ssm_tags};
 use super::failure::{OrFailure, failure, is_young_profile};
 use super::machines::{DISK, GROUP_TAG, ROLE_TAG, USER_TAG};
 use super::names::*;
-use super::sizes::disk_gib;
+use super::resources::HEALTH_PATH;
+use super::sizes::disk_of;
 use crate::engine::{Observed, Phase, Request, Verb};
 use crate::error::{Error, Result};
 use crate::providers::ownership;
@@ -39,7 +40,11 @@ fn made(id: Option<&str>, what: &str) -> Result<Option<String>> {
 }
 
 const PROFILE_LIMIT: Duration = Duration::from_secs(30);
-const PROFILE_PAUSE: Duration = Duration::from_millis(250);
+/// Each try is a launch of its own, of which EC2 takes two a second for all machines together.
+const PROFILE_PAUSE: Duration = Duration::from_secs(2);
+
+/// Port, protocol and target group of a listener.
+type Listening = (i32, String, String);
 
 fn has(code: Option<&str>, parts: &[&str]) -> bool {
     code.is_some_and(|code| parts.iter().any(|part| code.contains(part)))
@@ -102,13 +107,13 @@ impl Aws {
             }
             SECRET => self.keep_key(request).await,
             ROLE => {
-                let name = plain(&self.cluster, CONTROL_PLANE);
+                let name = identity(&self.cluster);
                 let asked = self.clients.iam.create_role().role_name(&name).assume_role_policy_document(super::iam::TRUST);
                 let sent = asked.set_tags(Some(iam_tags(&self.tags_of(request)))).send().await;
                 sent.or_failure("make the control plane's role").map(|_| Some(name))
             }
             PROFILE => {
-                let name = plain(&self.cluster, CONTROL_PLANE);
+                let name = identity(&self.cluster);
                 let asked = self.clients.iam.create_instance_profile().instance_profile_name(&name);
                 let sent = asked.set_tags(Some(iam_tags(&self.tags_of(request)))).send().await;
                 sent.or_failure("make the control plane's instance profile").map(|_| Some(name))
@@ -138,7 +143,11 @@ impl Aws {
                 let port = spec["port"].as_u64().and_then(|port| i32::try_from(port).ok());
                 let asked = self.clients.elb.create_target_group().name(name(&self.cluster, &request.id, request.generation));
                 let asked = asked.protocol(ProtocolEnum::from(text(spec, "protocol"))).set_port(port).vpc_id(text(refs, "network"));
-                let asked = asked.target_type(TargetTypeEnum::Instance).health_check_protocol(ProtocolEnum::Tcp);
+                let asked = asked.target_type(TargetTypeEnum::Instance);
+                let asked = match spec["health"].as_str() {
+                    Some(port) => asked.health_check_protocol(ProtocolEnum::Http).health_check_port(port).health_check_path(HEALTH_PATH),
+                    None => asked.health_check_protocol(ProtocolEnum::Tcp),
+                };
                 let sent = asked.set_tags(Some(elb_tags(&self.tags_of(request)))).send().await.or_failure("make a target group")?;
                 made(sent.target_groups().first().and_then(|group| group.target_group_arn()), "target group")
             }
@@ -182,11 +191,8 @@ impl Aws {
         }
         tags.insert(DISK.into(), disk_bytes.to_string());
         let tagged = |kind| TagSpecification::builder().resource_type(kind).set_tags(Some(ec2_tags(&tags))).build();
-        let disk = EbsBlockDevice::builder()
-            .volume_size(disk_gib(disk_bytes))
-            .volume_type(VolumeType::Gp3)
-            .delete_on_termination(true)
-            .encrypted(true);
+        let disk =
+            EbsBlockDevice::builder().volume_size(disk_of(spec)).volume_type(VolumeType::Gp3).delete_on_termination(true).encrypted(true);
         let interface = InstanceNetworkInterfaceSpecification::builder()
             .device_index(0)
             .subnet_id(text(refs, "subnet"))
@@ -259,11 +265,17 @@ impl Aws {
     async fn ensure_routes(&self, handle: &str, refs: &Value) -> Result<()> {
         let asked =
             self.clients.ec2.create_route().route_table_id(handle).destination_cidr_block("0.0.0.0/0").gateway_id(text(refs, "gateway"));
-        match asked.send().await {
-            Err(error) if !has(error.code(), &["RouteAlreadyExists"]) => return Err(failure("make the route to the internet", &error)),
-            _ => {}
-        }
+        let stood = match asked.send().await {
+            Ok(_) => false,
+            Err(error) if has(error.code(), &["RouteAlreadyExists"]) => true,
+            Err(error) => return Err(failure("make the route to the internet", &error)),
+        };
         let there = self.look(ROUTES).await?.into_iter().find(|table| table.handle == handle);
+        // One that leads nowhere, or elsewhere, is in the way of ours.
+        if stood && there.as_ref().is_none_or(|table| table.outputs["gateway"] != refs["gateway"]) {
+            let asked = self.clients.ec2.replace_route().route_table_id(handle).destination_cidr_block("0.0.0.0/0");
+            asked.gateway_id(text(refs, "gateway")).send().await.or_failure("mend the route to the internet")?;
+        }
         let joined: BTreeSet<String> =
             there.and_then(|table| serde_json::from_value(table.spec["subnets"].clone()).ok()).unwrap_or_default();
         for (_, subnet) in map(&refs["subnets"]).into_iter().filter(|(zone, _)| !joined.contains(zone)) {
@@ -326,35 +338,57 @@ impl Aws {
 
     /// A listener that is no longer wanted goes first: its port may be wanted with another protocol.
     async fn ensure_listeners(&self, handle: &str, spec: &Value, targets: &BTreeMap<String, String>) -> Result<()> {
-        let answer = self.clients.elb.describe_listeners().load_balancer_arn(handle).send().await.or_failure("list listeners")?;
-        let mut wanted: Vec<(i32, String, String)> = Vec::new();
+        let there = self.listeners(handle).await?;
+        let mut wanted: Vec<Listening> = Vec::new();
         for listener in spec["listeners"].as_array().into_iter().flatten() {
             let node_port = listener["nodePort"].as_u64().and_then(|port| u16::try_from(port).ok()).unwrap_or_default();
-            let target = targets.get(&super::resources::target_name(text(spec, "name"), node_port)).cloned().unwrap_or_default();
+            let target = targets
+                .get(&super::resources::target_name(text(spec, "name"), text(listener, "protocol"), node_port))
+                .cloned()
+                .unwrap_or_default();
             let port = listener["port"].as_u64().and_then(|port| i32::try_from(port).ok()).unwrap_or_default();
             wanted.push((port, text(listener, "protocol").to_string(), target));
         }
-        for listener in answer.listeners() {
-            let target = listener.default_actions().first().and_then(|action| action.target_group_arn()).unwrap_or_default();
-            let protocol = listener.protocol().map(|protocol| protocol.as_str()).unwrap_or_default();
-            let same = (listener.port().unwrap_or_default(), protocol.to_string(), target.to_string());
+        for (same, listener) in there {
             if let Some(place) = wanted.iter().position(|one| *one == same) {
                 wanted.swap_remove(place);
                 continue;
             }
-            let sent = self.clients.elb.delete_listener().set_listener_arn(listener.listener_arn().map(String::from)).send().await;
+            let sent = self.clients.elb.delete_listener().listener_arn(listener).send().await;
             sent.or_failure("remove a listener")?;
         }
-        for (port, protocol, target) in wanted {
-            let action = Action::builder().r#type(ActionTypeEnum::Forward).target_group_arn(target).build();
-            let asked =
-                self.clients.elb.create_listener().load_balancer_arn(handle).port(port).protocol(ProtocolEnum::from(protocol.as_str()));
-            match asked.default_actions(action).set_tags(Some(elb_tags(&ownership::owner(&self.cluster)))).send().await {
-                Err(error) if !has(error.code(), &["DuplicateListener"]) => return Err(failure("make a listener", &error)),
-                _ => {}
-            }
+        for listener in wanted {
+            self.listen(handle, listener).await?;
         }
         Ok(())
+    }
+
+    async fn listen(&self, handle: &str, wanted: Listening) -> Result<()> {
+        let (port, protocol, target) = &wanted;
+        let action = Action::builder().r#type(ActionTypeEnum::Forward).target_group_arn(target).build();
+        let asked =
+            self.clients.elb.create_listener().load_balancer_arn(handle).port(*port).protocol(ProtocolEnum::from(protocol.as_str()));
+        match asked.default_actions(action).set_tags(Some(elb_tags(&ownership::owner(&self.cluster)))).send().await {
+            Ok(_) => Ok(()),
+            // Ours, when an earlier reply was lost: the look tells. Another one is taken away by the next try.
+            Err(error) if has(error.code(), &["DuplicateListener"]) => match self.listeners(handle).await? {
+                there if there.iter().any(|(one, _)| *one == wanted) => Ok(()),
+                _ => Err(Error::transient(format!("could not listen on port {port} for {protocol}: another listener is there"))),
+            },
+            Err(error) => Err(failure("make a listener", &error)),
+        }
+    }
+
+    /// What a load balancer listens to, and each listener's own name.
+    async fn listeners(&self, handle: &str) -> Result<Vec<(Listening, String)>> {
+        let answer = self.clients.elb.describe_listeners().load_balancer_arn(handle).send().await.or_failure("list listeners")?;
+        let read = |listener: &aws_sdk_elasticloadbalancingv2::types::Listener| {
+            let target = listener.default_actions().first().and_then(|action| action.target_group_arn()).unwrap_or_default();
+            let protocol = listener.protocol().map(|protocol| protocol.as_str()).unwrap_or_default();
+            let listening = (listener.port().unwrap_or_default(), protocol.to_string(), target.to_string());
+            Some((listening, listener.listener_arn()?.to_string()))
+        };
+        Ok(answer.listeners().iter().filter_map(read).collect())
     }
 
     /// A thing that was just seen to carry our tag.

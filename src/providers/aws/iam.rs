@@ -3,7 +3,7 @@
 //! Whatever has an effect is bound to kprov's own tag or name: the operator's to any cluster of kprov's, the loop's to its own cluster.
 //! Tags are given at creation only, so nobody can make a foreign thing kprov's and then delete it.
 
-use super::names::{CONTROL_PLANE, parameters, plain};
+use super::names::{CONTROL_PLANE, identity, identity_start, parameters};
 use crate::blueprint::providers::Aws as Section;
 use crate::engine::Cluster;
 use crate::providers::ownership::{CLUSTER_NAME, CLUSTER_UID};
@@ -16,7 +16,7 @@ pub const TRUST: &str =
     r#"{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Principal":{"Service":"ec2.amazonaws.com"},"Action":"sts:AssumeRole"}]}"#;
 
 /// Looking: these take no resource, or answer for all. The last four are asked by load balancers and filesystems in our name.
-const LOOK: [&str; 22] = [
+const LOOK: [&str; 23] = [
     "ec2:DescribeAvailabilityZones",
     "ec2:DescribeImages",
     "ec2:DescribeInstanceTypeOfferings",
@@ -39,6 +39,7 @@ const LOOK: [&str; 22] = [
     "ec2:DescribeAccountAttributes",
     "ec2:DescribeAddresses",
     "ec2:DescribeNetworkInterfaces",
+    "ec2:GetSecurityGroupsForVpc",
 ];
 
 /// What is made with the tag in the request: by the loop, and by the operator beside that.
@@ -78,7 +79,7 @@ const KEEP: [&str; 15] = [
     "elasticloadbalancing:DeregisterTargets",
     "elasticloadbalancing:RegisterTargets",
 ];
-const FOUNDED: [&str; 12] = [
+const FOUNDED: [&str; 13] = [
     "ec2:AssociateRouteTable",
     "ec2:AttachInternetGateway",
     "ec2:CreateRoute",
@@ -91,6 +92,7 @@ const FOUNDED: [&str; 12] = [
     "ec2:DetachInternetGateway",
     "ec2:DisassociateRouteTable",
     "ec2:ModifyVpcAttribute",
+    "ec2:ReplaceRoute",
 ];
 /// What in those is about networks of our own.
 const NETWORK_ONLY: [&str; 4] = ["Vpc", "Subnet", "InternetGateway", "Route"];
@@ -140,8 +142,10 @@ pub fn operator_policy(whose: &Whose, region: &str, section: &Section) -> String
     let (named, paths) = match whose {
         Whose::All => ("kprov-*".into(), vec!["/kprov".into(), "/kprov/*".into()]),
         // Twelve letters of the uid, which nobody knows yet.
-        Whose::Named(name) => (format!("kprov-{name}-????????????-{CONTROL_PLANE}"), vec!["/kprov".into(), "/kprov/*".into()]),
-        Whose::One(cluster) => (plain(cluster, CONTROL_PLANE), vec![format!("{}/*", parameters(cluster))]),
+        Whose::Named(name) => {
+            (format!("kprov-{}-????????????-{CONTROL_PLANE}", identity_start(name)), vec!["/kprov".into(), "/kprov/*".into()])
+        }
+        Whose::One(cluster) => (identity(cluster), vec![format!("{}/*", parameters(cluster))]),
     };
     let records: Vec<String> = paths.iter().map(|path: &String| format!("arn:{partition}:ssm:{region}:*:parameter{path}")).collect();
     let arn = |what: &str| format!("arn:{partition}:iam::*:{what}/{named}");
@@ -174,7 +178,7 @@ fn given(partition: &str, section: &Section) -> Vec<Value> {
 pub fn loop_policy(cluster: &Cluster, region: &str, section: &Section) -> String {
     let partition = partition(region);
     let own = |place: &str| json!({"StringEquals": {format!("aws:{place}/{CLUSTER_UID}"): cluster.uid}});
-    let arn = |what: &str| format!("arn:{partition}:iam::*:{what}/{}", plain(cluster, CONTROL_PLANE));
+    let arn = |what: &str| format!("arn:{partition}:iam::*:{what}/{}", identity(cluster));
     let statements = [
         common(partition, &own("ResourceTag"), &own("RequestTag"), &MAKE, &KEEP),
         given(partition, section),
@@ -284,9 +288,15 @@ mod tests {
     #[test]
     fn in_a_given_network_nothing_may_be_done_to_networks_and_only_this_one_is_used() {
         let text = operators_of(&Whose::Named("shop".into()), &room()).to_string();
-        for part in
-            ["CreateVpc\"", "DeleteVpc", "ModifyVpcAttribute", "CreateSubnet\",\"ec2:CreateVpc", "AttachInternetGateway", "DeleteRoute"]
-        {
+        for part in [
+            "CreateVpc\"",
+            "DeleteVpc",
+            "ModifyVpcAttribute",
+            "CreateSubnet\",\"ec2:CreateVpc",
+            "AttachInternetGateway",
+            "DeleteRoute",
+            "ReplaceRoute",
+        ] {
             assert!(!text.contains(part), "{part}: {text}");
         }
         assert!(text.contains("arn:aws:ec2:*:*:vpc/vpc-1") && text.contains("arn:aws:ec2:*:*:subnet/subnet-1"), "{text}");
@@ -306,6 +316,22 @@ mod tests {
         let cluster = Cluster { name: "shop".into(), uid: "0b5e1d3c-aaaa-4bbb-8ccc-000000000000".into() };
         let one = operators_of(&Whose::One(cluster), &Section::default()).to_string();
         assert!(one.contains(r#""aws:RequestTag/kprov-cluster-uid":"0b5e1d3c-aaaa"#) && !one.contains("parameter/kprov/*"), "{one}");
+    }
+
+    #[test]
+    fn a_long_names_policy_is_about_the_role_that_is_made() {
+        let cluster = Cluster { name: "a".repeat(40), uid: "0b5e1d3c-aaaa-4bbb-8ccc-000000000000".into() };
+        let named = operators_of(&Whose::Named(cluster.name.clone()), &Section::default()).to_string();
+        let pattern = identity(&cluster).replace("0b5e1d3caaaa", "????????????");
+        assert!(named.contains(&format!("role/{pattern}\"")), "{named}");
+        assert!(loop_policy(&cluster, "eu-west-1", &Section::default()).contains(&format!("role/{}\"", identity(&cluster))));
+    }
+
+    #[test]
+    fn load_balancers_may_be_given_groups() {
+        for policy in [loops(), operators()] {
+            assert!(policy.to_string().contains("ec2:GetSecurityGroupsForVpc"), "{policy}");
+        }
     }
 
     #[test]

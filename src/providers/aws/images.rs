@@ -1,6 +1,7 @@
 //! Which image machines boot, and who logs in to it. Pure.
 
 use crate::blueprint::providers::Aws as Section;
+use aws_sdk_ec2::types::BlockDeviceMapping;
 
 /// The accounts that publish images, and whom those let in.
 const DEBIAN: &str = "136693071363";
@@ -31,6 +32,8 @@ pub struct Image {
     pub name: String,
     /// Where its disk is attached: another device would be a second disk.
     pub root_device: String,
+    /// What its disk holds: a smaller one is refused.
+    pub root_gib: i32,
     pub user: String,
 }
 
@@ -57,10 +60,17 @@ pub fn user(section: &Section, owners: [Option<&str>; 2]) -> Option<String> {
     section.user.clone().or_else(known)
 }
 
+/// The size of an image's own disk, as far as the image says it.
+pub fn root_gib(device: &str, disks: &[BlockDeviceMapping]) -> i32 {
+    let root = disks.iter().find(|disk| disk.device_name() == Some(device));
+    root.and_then(|disk| disk.ebs()?.volume_size()).unwrap_or_default()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::blueprint::aws::IMAGES;
+    use aws_sdk_ec2::types::EbsBlockDevice;
 
     #[test]
     fn an_image_is_looked_for_by_its_name_its_owner_or_its_id() {
@@ -70,6 +80,16 @@ mod tests {
         assert_eq!(search("debian-12", "arm64"), named(DEBIAN, "debian-12-arm64-*"));
         assert_eq!(search("self/golden/kprov-*", "x86_64"), named("self", "golden/kprov-*"));
         assert_eq!(search("ami-1", "x86_64"), Search::Id("ami-1".into()));
+    }
+
+    #[test]
+    fn an_image_says_how_large_its_own_disk_is() {
+        let disk = |device: &str, size| {
+            let ebs = EbsBlockDevice::builder().volume_size(size).build();
+            BlockDeviceMapping::builder().device_name(device).ebs(ebs).build()
+        };
+        let disks = [disk("/dev/sdb", 100), disk("/dev/xvda", 30)];
+        assert_eq!((root_gib("/dev/xvda", &disks), root_gib("/dev/sda1", &disks)), (30, 0));
     }
 
     #[test]

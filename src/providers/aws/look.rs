@@ -4,14 +4,16 @@ use super::catalog::filter;
 use super::clients::{of_ec2, of_efs, of_elb, of_iam};
 use super::failure::{OrFailure, failure};
 use super::names::*;
+use super::resources::by_port;
 use super::{Aws, machines};
 use crate::engine::{Id, Observed, Phase};
 use crate::error::{Kind, Result};
 use crate::providers::ownership::{CLUSTER_UID, Mark};
 use crate::providers::resources::{FILESYSTEM, LOAD_BALANCER, MACHINE, NETWORK};
 use aws_sdk_ec2::error::ProvideErrorMetadata;
-use aws_sdk_ec2::types::{AttachmentStatus, Filter, IpPermission};
+use aws_sdk_ec2::types::{AttachmentStatus, Filter, IpPermission, Route, RouteState};
 use aws_sdk_efs::types::LifeCycleState;
+use aws_sdk_elasticloadbalancingv2::types::ProtocolEnum;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -37,6 +39,7 @@ impl Aws {
             all.extend(seen?);
         }
         mark_empty_twins(&mut all);
+        mark_strange_routes(&mut all);
         let needs: Vec<Vec<Id>> = all.iter().map(|thing: &Observed| needs(&thing.id, &all)).collect();
         for (thing, needs) in all.iter_mut().zip(needs) {
             thing.needs = needs;
@@ -137,12 +140,12 @@ impl Aws {
         }
         let zones: BTreeMap<String, String> = self.subnets().await?.into_iter().map(|subnet| (subnet.handle, subnet.id.name)).collect();
         let read = |table: &aws_sdk_ec2::types::RouteTable| {
-            let internet = table.routes().iter().any(|route| {
-                route.destination_cidr_block() == Some("0.0.0.0/0") && route.gateway_id().is_some_and(|gateway| gateway.starts_with("igw-"))
-            });
+            let gateway = table.routes().iter().find_map(way_out);
             let subnets: BTreeSet<&String> = table.associations().iter().filter_map(|one| zones.get(one.subnet_id()?)).collect();
-            let spec = json!({"internet": internet, "subnets": subnets});
-            self.thing(ROUTES, table.route_table_id(), &of_ec2(table.tags()), Phase::Ready, spec)
+            let spec = json!({"internet": gateway.is_some(), "subnets": subnets});
+            let mut thing = self.thing(ROUTES, table.route_table_id(), &of_ec2(table.tags()), Phase::Ready, spec)?;
+            thing.outputs = json!({"gateway": gateway});
+            Some(thing)
         };
         Ok(answer.route_tables().iter().filter_map(read).collect())
     }
@@ -192,7 +195,7 @@ impl Aws {
     }
 
     async fn roles(&self) -> Result<Vec<Observed>> {
-        let name = plain(&self.cluster, CONTROL_PLANE);
+        let name = identity(&self.cluster);
         let role = match self.clients.iam.get_role().role_name(&name).send().await {
             Ok(answer) => answer.role,
             Err(error) if error.code() == Some("NoSuchEntity") => None,
@@ -208,7 +211,7 @@ impl Aws {
     }
 
     async fn profiles(&self) -> Result<Vec<Observed>> {
-        let name = plain(&self.cluster, CONTROL_PLANE);
+        let name = identity(&self.cluster);
         let profile = match self.clients.iam.get_instance_profile().instance_profile_name(&name).send().await {
             Ok(answer) => answer.instance_profile,
             Err(error) if error.code() == Some("NoSuchEntity") => None,
@@ -333,7 +336,8 @@ impl Aws {
             let names: BTreeSet<String> =
                 live.filter_map(|one| one.target()?.id()).map(|id| machines.get(id).cloned().unwrap_or_else(|| id.to_string())).collect();
             let protocol = group.protocol().map(|protocol| protocol.as_str().to_string());
-            let spec = json!({"protocol": protocol, "port": group.port(), "machines": in_order(&names)});
+            let health = (group.health_check_protocol() == Some(&ProtocolEnum::Http)).then(|| group.health_check_port()).flatten();
+            let spec = json!({"protocol": protocol, "port": group.port(), "health": health, "machines": in_order(&names)});
             found.extend(self.thing(TARGETS, group.target_group_arn(), tags, Phase::Ready, spec));
         }
         Ok(found)
@@ -366,14 +370,14 @@ impl Aws {
                 Err(error) if error.code().is_some_and(|code| code.contains("NotFound")) => continue,
                 Err(error) => return Err(failure("list listeners", &error)),
             };
-            let mut listeners: Vec<(i32, Value, Option<&Observed>)> = Vec::new();
+            let mut listeners: Vec<(Value, Option<&Observed>)> = Vec::new();
             for listener in answer.listeners() {
                 let group = listener.default_actions().first().and_then(|action| groups.get(action.target_group_arn()?));
                 let value = json!({
                     "port": listener.port(), "protocol": listener.protocol().map(|protocol| protocol.as_str()),
                     "nodePort": group.map_or(Value::Null, |group| group.spec["port"].clone()),
                 });
-                listeners.push((listener.port().unwrap_or_default(), value, group));
+                listeners.push((value, group));
             }
             let state = balancer.state().and_then(|state| state.code()).map(|code| code.as_str());
             let phase = match state {
@@ -382,10 +386,9 @@ impl Aws {
                 _ => Phase::Pending,
             };
             let name = self.mark(tags).map(|mark| mark.id.name).unwrap_or_default();
-            let machines = listeners.iter().find_map(|(_, _, group)| group.map(|group| group.spec["machines"].clone()));
-            listeners.sort_by_key(|(_, value, _)| value["nodePort"].as_u64());
-            let wanted: Vec<Value> = listeners.into_iter().map(|(_, value, _)| value).collect();
-            let spec = json!({"name": name, "listeners": wanted, "machines": machines.unwrap_or_else(|| json!([]))});
+            let machines = listeners.iter().find_map(|(_, group)| group.map(|group| group.spec["machines"].clone()));
+            let listeners = by_port(listeners.into_iter().map(|(value, _)| value).collect());
+            let spec = json!({"name": name, "listeners": listeners, "machines": machines.unwrap_or_else(|| json!([]))});
             let Some(mut thing) = self.thing(LOAD_BALANCER, Some(handle), tags, phase, spec) else { continue };
             thing.outputs = json!({"address": balancer.dns_name()});
             found.push(thing);
@@ -457,6 +460,12 @@ pub fn in_order(names: &BTreeSet<String>) -> Vec<&String> {
     names
 }
 
+/// The gateway that a route leads out by. One whose gateway is gone leads nowhere (AWS calls it a blackhole).
+fn way_out(route: &Route) -> Option<&str> {
+    let leads = route.destination_cidr_block() == Some("0.0.0.0/0") && route.state() == Some(&RouteState::Active);
+    route.gateway_id().filter(|gateway| leads && gateway.starts_with("igw-"))
+}
+
 /// A permission in the words of `resources`.
 fn rule_lines(permission: &IpPermission, names: &BTreeMap<String, String>) -> Vec<String> {
     let ranges = permission.ip_ranges().iter().filter_map(|range| range.cidr_ip().map(String::from));
@@ -490,6 +499,15 @@ mod tests {
         let foreign =
             IpPermission::builder().ip_protocol("tcp").from_port(1).to_port(9).ip_ranges(IpRange::builder().cidr_ip("0.0.0.0/0").build());
         assert_eq!(rule_lines(&foreign.build(), &names), ["tcp 1-9 from 0.0.0.0/0"]);
+    }
+
+    #[test]
+    fn only_a_route_that_works_is_a_way_out() {
+        let route = |state| Route::builder().destination_cidr_block("0.0.0.0/0").gateway_id("igw-1").state(state).build();
+        assert_eq!(way_out(&route(RouteState::Active)), Some("igw-1"));
+        assert_eq!(way_out(&route(RouteState::Blackhole)), None);
+        let inner = Route::builder().destination_cidr_block("10.42.0.0/16").gateway_id("local").state(RouteState::Active).build();
+        assert_eq!(way_out(&inner), None);
     }
 
     #[test]

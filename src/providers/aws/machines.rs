@@ -42,11 +42,12 @@ pub fn read(instance: &Instance, tags: &Tags) -> (Phase, Value, Value) {
     (phase, spec, outputs)
 }
 
-/// What cloud-init prints of the machine's own keys; the console's text comes in base64. The last boot counts.
+/// What cloud-init prints of the machine's own keys; the console's text comes in base64, with whatever bytes firmware and kernels wrote
+/// between. The last boot counts.
 pub fn host_keys(console: &str) -> Vec<String> {
     let packed: String = console.split_whitespace().collect();
-    let decoded = base64::engine::general_purpose::STANDARD.decode(packed).ok().and_then(|bytes| String::from_utf8(bytes).ok());
-    let text = decoded.as_deref().unwrap_or(console);
+    let decoded = base64::engine::general_purpose::STANDARD.decode(packed).ok();
+    let text = decoded.as_deref().map_or(console.into(), String::from_utf8_lossy);
     let Some((_, rest)) = text.rsplit_once(BEGIN) else { return Vec::new() };
     let Some((block, _)) = rest.split_once(END) else { return Vec::new() };
     block.lines().filter_map(key).collect()
@@ -71,6 +72,8 @@ mod tests {
         assert_eq!(host_keys(&text), ["ssh-ed25519 AAAA", "ecdsa-sha2-nistp256 BBBB"]);
         let packed = base64::engine::general_purpose::STANDARD.encode(&text);
         assert_eq!(host_keys(&packed), host_keys(&text));
+        let dirty = [b"\x1b[2J\xff\xfe\xc3", text.as_bytes(), b"\x80\n"].concat();
+        assert_eq!(host_keys(&base64::engine::general_purpose::STANDARD.encode(dirty)), host_keys(&text));
         assert!(host_keys("").is_empty() && host_keys(&format!("{BEGIN}\nssh-ed25519 HALF")).is_empty());
     }
 

@@ -1,6 +1,6 @@
 //! Amazon Web Services: machines and networks of EC2, network load balancers, filesystems of EFS, an identity for the loop.
 //!
-//! Decisions are pure: `settings`, `sizes`, `images`, `given` (a network that was there before), `names`, `resources` (blueprint to wishes), `request` (action to body), `machines` (what an
+//! Decisions are pure: `settings`, `sizes`, `images`, `given` (a network that was there before), `zones`, `names`, `resources` (blueprint to wishes), `request` (action to body), `machines` (what an
 //! instance says), `failure` (refusal to cause), `iam` (policies). Doors are thin: `clients`, `catalog`, `look`, `act`, `families`, `epoch`.
 
 mod act;
@@ -21,6 +21,7 @@ pub(super) mod request;
 pub(super) mod resources;
 pub(super) mod settings;
 mod sizes;
+pub(super) mod zones;
 
 use self::clients::Clients;
 use self::failure::{OrFailure, failure};
@@ -189,7 +190,7 @@ impl Provider for Aws {
 
     fn price(&self, id: &Id, spec: &Value) -> Option<f64> {
         match id.kind.as_str() {
-            MACHINE => sizes::machine_price(spec["instanceType"].as_str()?, spec["diskBytes"].as_u64().unwrap_or_default()),
+            MACHINE => sizes::machine_price(spec["instanceType"].as_str()?, sizes::disk_of(spec)),
             LOAD_BALANCER => Some(sizes::BALANCER_PRICE),
             _ => None,
         }

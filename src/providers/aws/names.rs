@@ -37,6 +37,21 @@ pub fn plain(cluster: &Cluster, what: &str) -> String {
     format!("kprov-{}-{uid}-{what}", cluster.name)
 }
 
+/// IAM's limit for the name of a role.
+const LONGEST_ROLE: usize = 64;
+
+/// The role of the machines that run the loop, and the profile that gives it. A long name of a cluster is cut: its uid tells it apart.
+pub fn identity(cluster: &Cluster) -> String {
+    let short = Cluster { name: identity_start(&cluster.name).into(), ..cluster.clone() };
+    plain(&short, CONTROL_PLANE)
+}
+
+/// What of a cluster's name is in its identity's: "kprov-", two more dashes and twelve letters of the uid are beside it.
+pub fn identity_start(cluster: &str) -> &str {
+    let room = LONGEST_ROLE - "kprov-".len() - "-".len() - 12 - "-".len() - CONTROL_PLANE.len();
+    cluster.get(..room).unwrap_or(cluster)
+}
+
 /// Below it, a folder of parameters per cluster.
 pub const PARAMETERS: &str = "/kprov";
 
@@ -80,6 +95,15 @@ pub fn mark_empty_twins(all: &mut [Observed]) {
     }
 }
 
+/// A way to the internet is one by a gateway of ours (`outputs.gateway`): through another one, nothing comes back.
+pub fn mark_strange_routes(all: &mut [Observed]) {
+    let gateways: BTreeSet<String> = all.iter().filter(|thing| thing.id.kind == GATEWAY).map(|thing| thing.handle.clone()).collect();
+    for table in all.iter_mut().filter(|thing| thing.id.kind == ROUTES) {
+        let ours = table.outputs["gateway"].as_str().is_some_and(|gateway| gateways.contains(gateway));
+        table.spec["internet"] = serde_json::json!(ours);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -108,5 +132,31 @@ mod tests {
         assert!(one.len() <= 32, "{one}");
         assert!(one != name(&cluster("u-2"), &id, 1) && one != name(&cluster("u-1"), &id, 2));
         assert!(plain(&cluster("0b5e1d3c-aaaa-bbbb-cccc-000000000000"), "instance").len() <= 128);
+    }
+
+    #[test]
+    fn an_identity_fits_and_keeps_the_name_that_fits() {
+        let cluster = |length| Cluster { name: "a".repeat(length), uid: "0b5e1d3c-aaaa-bbbb-cccc-000000000000".into() };
+        assert_eq!(identity(&cluster(31)), plain(&cluster(31), CONTROL_PLANE));
+        let longest = identity(&cluster(40));
+        assert_eq!((longest.len(), &longest), (LONGEST_ROLE, &identity(&cluster(32))));
+        assert!(longest.ends_with("a-0b5e1d3caaaa-control-plane"), "{longest}");
+    }
+
+    #[test]
+    fn a_way_out_is_one_by_the_clusters_own_gateway() {
+        let thing = |kind: &str, handle: &str, spec, outputs| {
+            let (id, needs) = (Id::new(kind, MAIN), vec![]);
+            Observed { id, handle: handle.into(), generation: 1, phase: Phase::Ready, spec, outputs, needs }
+        };
+        let check = |gateway: &str, expected: bool| {
+            let routes = thing(ROUTES, "rtb-1", json!({"internet": true}), json!({"gateway": gateway}));
+            let mut all = [thing(GATEWAY, "igw-1", json!({}), json!({})), routes];
+            mark_strange_routes(&mut all);
+            assert_eq!(all[1].spec["internet"], expected, "{gateway}");
+        };
+        check("igw-1", true);
+        check("igw-2", false);
+        check("", false);
     }
 }

@@ -1,7 +1,7 @@
 //! An action becomes the request that is journaled and sent: the wish, and the ids of what it refers to. Pure.
 
 use super::names::*;
-use super::resources::target_name;
+use super::resources::{crossed, target_name};
 use crate::engine::{Action, Cluster, Id, Inputs, Pace, Request, Verb};
 use crate::error::{Error, Result};
 use crate::providers::resources::{FILESYSTEM, LOAD_BALANCER, MACHINE, NETWORK};
@@ -68,10 +68,16 @@ fn refs(cluster: &Cluster, action: &Action, inputs: &Inputs) -> Result<Value> {
             refs
         }
         LOAD_BALANCER => {
+            if let Some(error) = crossed(spec) {
+                return Err(error);
+            }
             let own = inputs.keys().filter(|id| id.kind == SUBNET).map(|id| id.name.clone()).collect();
             let subnets = if spec["subnets"].is_object() { spec["subnets"].clone() } else { all(SUBNET, own)? };
-            let ports = spec["listeners"].as_array().into_iter().flatten().filter_map(|one| one["nodePort"].as_u64());
-            let targets = ports.filter_map(|port| u16::try_from(port).ok()).map(|port| target_name(&action.id.name, port)).collect();
+            let target = |listener: &Value| {
+                let node_port = listener["nodePort"].as_u64().and_then(|port| u16::try_from(port).ok())?;
+                Some(target_name(&action.id.name, listener["protocol"].as_str().unwrap_or_default(), node_port))
+            };
+            let targets = spec["listeners"].as_array().into_iter().flatten().filter_map(target).collect();
             json!({"subnets": subnets, "group": handle(GROUP, BALANCERS)?, "targets": all(TARGETS, targets)?})
         }
         _ => json!({}),

@@ -9,8 +9,8 @@ use crate::blueprint::counted;
 use crate::engine::{Id, Resource};
 use crate::error::{Error, Result};
 use crate::providers::firewall::{self, From, Protocol, Rule};
-use crate::providers::resources::{self as neutral, FILESYSTEM, LOAD_BALANCER, LoadBalancerSpec, MACHINE, NETWORK};
-use crate::providers::{Context, Delivery};
+use crate::providers::resources::{self as neutral, FILESYSTEM, LOAD_BALANCER, ListenerSpec, LoadBalancerSpec, MACHINE, NETWORK};
+use crate::providers::{Context, Delivery, HEALTH_PORT};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,12 +18,18 @@ use std::collections::{BTreeMap, BTreeSet};
 const NETWORK_CIDR: &str = "10.42.0.0/16";
 /// One load balancer reaches machines in as many zones; more would only thin them out.
 pub const ZONES: usize = 3;
+/// Asked at [`HEALTH_PORT`].
+pub const HEALTH_PATH: &str = "/healthz";
+/// AWS's word for a listener of both protocols.
+const BOTH: &str = "TCP_UDP";
 
 /// What the account's region offers to the types in use.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Catalog {
-    /// Sorted; at most [`ZONES`] in a network of our own.
+    /// Sorted; at most [`ZONES`] in a network of our own, unless more are named or there.
     pub zones: Vec<String>,
+    /// Of those in which there is a subnet of our own: its addresses, which it keeps.
+    pub ranges: BTreeMap<String, String>,
     /// By type, those of `zones` that have it.
     pub offered: BTreeMap<String, BTreeSet<String>>,
     /// By architecture.
@@ -65,13 +71,17 @@ pub fn expand(blueprint: &Blueprint, context: &Context, region: &str, catalog: &
         });
     }
     let network = network(context, catalog);
+    let balancers: Vec<LoadBalancerSpec> =
+        balancers.into_iter().map(|balancer| LoadBalancerSpec { listeners: merged(&balancer.listeners), ..balancer }).collect();
     for balancer in &balancers {
         made.extend(balancer.listeners.iter().map(|listener| target_group(&network, balancer, listener, catalog)));
     }
     for (mut resource, spec) in of(LOAD_BALANCER).zip(&balancers) {
-        let groups = spec.listeners.iter().map(|listener| Id::new(TARGETS, target_name(&spec.name, listener.node_port)));
+        let groups =
+            spec.listeners.iter().map(|listener| Id::new(TARGETS, target_name(&spec.name, &listener.protocol, listener.node_port)));
         let under = base.iter().filter(|id| matches!(id.kind.as_str(), NETWORK | SUBNET | GATEWAY) || id.name == BALANCERS).cloned();
         let needs = under.chain(resource.needs.iter().filter(|id| id.kind == MACHINE).cloned()).chain(groups).collect();
+        resource.spec["listeners"] = by_port(spec.listeners.iter().map(|listener| json!(listener)).collect()).into();
         if let Some(given) = &catalog.given {
             (resource.spec["subnets"], resource.spec["internal"]) = (json!(given.subnets), json!(given.private));
         }
@@ -96,8 +106,40 @@ fn placed(mut spec: Value, catalog: &Catalog, zone: Option<&str>) -> Value {
     spec
 }
 
-pub fn target_name(balancer: &str, node_port: u16) -> String {
-    format!("{balancer}-{node_port}")
+/// A node port may be two, one of each protocol.
+pub fn target_name(balancer: &str, protocol: &str, node_port: u16) -> String {
+    match protocol {
+        "TCP" => format!("{balancer}-{node_port}"),
+        other => format!("{balancer}-{node_port}-{}", other.to_lowercase().replace('_', "-")),
+    }
+}
+
+/// TCP and UDP at one port and one node port are one listener to AWS.
+fn merged(listeners: &[ListenerSpec]) -> Vec<ListenerSpec> {
+    let has_twin = |one: &ListenerSpec| {
+        listeners.iter().any(|other| (other.port, other.node_port) == (one.port, one.node_port) && other.protocol != one.protocol)
+    };
+    let (twins, single): (Vec<_>, Vec<_>) = listeners.iter().cloned().partition(has_twin);
+    let both = twins.into_iter().filter(|one| one.protocol == "TCP").map(|one| ListenerSpec { protocol: BOTH.into(), ..one });
+    single.into_iter().chain(both).collect()
+}
+
+/// How listeners are wished for and read back: AWS tells them in no order.
+pub fn by_port(mut listeners: Vec<Value>) -> Vec<Value> {
+    listeners.sort_by_key(|listener| (listener["port"].as_u64(), listener["protocol"].as_str().map(String::from)));
+    listeners
+}
+
+/// A load balancer of AWS's listens once at a port, for both protocols only if they lead to one node port.
+pub fn crossed(balancer: &Value) -> Option<Error> {
+    let listeners = by_port(balancer["listeners"].as_array().cloned().unwrap_or_default());
+    let (name, port) =
+        (balancer["name"].as_str().unwrap_or_default(), listeners.windows(2).find(|pair| pair[0]["port"] == pair[1]["port"]));
+    let port = &port?[0]["port"];
+    Some(
+        Error::input(format!("could not listen at port {port} of {name} for TCP and UDP: their node ports differ"))
+            .hint("give both ports of the Service the same nodePort: then one listener carries both; or make it two Services"),
+    )
 }
 
 fn resource(id: Id, spec: Value, needs: Vec<Id>, replace_on: &[&str], summary: impl Into<String>) -> Resource {
@@ -126,8 +168,10 @@ fn ground(blueprint: &Blueprint, context: &Context, region: &str, catalog: &Cata
 fn land(network: &Id, catalog: &Catalog) -> Vec<Resource> {
     let (gateway, only_network) = (Id::new(GATEWAY, MAIN), vec![network.clone()]);
     let mut made = vec![resource(network.clone(), json!({"cidr": NETWORK_CIDR, "dnsHostnames": true}), vec![], &["cidr"], NETWORK_CIDR)];
-    for (number, zone) in catalog.zones.iter().enumerate() {
-        let cidr = format!("10.42.{}.0/20", number * 16);
+    let mut free =
+        (0..).map(|number| format!("10.42.{}.0/20", number * 16)).filter(|range| catalog.ranges.values().all(|its| its != range));
+    for zone in &catalog.zones {
+        let cidr = catalog.ranges.get(zone).cloned().or_else(|| free.next()).unwrap_or_default();
         let summary = format!("{cidr} in {zone}");
         made.push(resource(Id::new(SUBNET, zone), json!({"zone": zone, "cidr": cidr}), only_network.clone(), &["zone", "cidr"], summary));
     }
@@ -190,8 +234,9 @@ fn machine_of(machine: Resource, number: usize, types: &BTreeMap<String, String>
     let nowhere = BTreeSet::new();
     let zones: Vec<&String> = catalog.offered.get(kind).unwrap_or(&nowhere).iter().collect();
     if zones.is_empty() {
-        return Err(Error::input(format!("could not find {kind} in {}", catalog.zones.join(", ")))
-            .hint("name another type in spec.providers.aws.instanceTypes, or another region"));
+        return Err(Error::input(format!("could not find {kind} in {}", catalog.zones.join(", "))).hint(
+            "name another type in spec.providers.aws.instanceTypes, zones that have it in spec.providers.aws.zones, or another region",
+        ));
     }
     let architecture = sizes::architecture(kind);
     let image = catalog.images.get(architecture).ok_or_else(|| {
@@ -200,8 +245,8 @@ fn machine_of(machine: Resource, number: usize, types: &BTreeMap<String, String>
         )
     })?;
     let zone = zones[number % zones.len()];
-    let disk = sizes::disk_gib(machine.spec["diskBytes"].as_u64().unwrap_or_default());
-    let price = sizes::machine_price(kind, machine.spec["diskBytes"].as_u64().unwrap_or_default());
+    let disk = sizes::disk_of(&machine.spec).max(image.root_gib);
+    let price = sizes::machine_price(kind, disk);
     let price = price.map(|price| format!(", about ${price:.3} an hour")).unwrap_or_default();
     let place = catalog.given.as_ref().and_then(|given| given.subnets.get(zone)).unwrap_or(zone);
     let private = catalog.given.as_ref().is_some_and(|given| given.private);
@@ -212,6 +257,7 @@ fn machine_of(machine: Resource, number: usize, types: &BTreeMap<String, String>
     for (field, value) in fields {
         machine.spec[field] = json!(value);
     }
+    machine.spec["diskGib"] = json!(disk);
     if private {
         machine.spec["private"] = json!(true);
     }
@@ -219,13 +265,18 @@ fn machine_of(machine: Resource, number: usize, types: &BTreeMap<String, String>
     Ok(machine)
 }
 
-fn target_group(network: &Option<Id>, balancer: &LoadBalancerSpec, listener: &neutral::ListenerSpec, catalog: &Catalog) -> Resource {
+fn target_group(network: &Option<Id>, balancer: &LoadBalancerSpec, listener: &ListenerSpec, catalog: &Catalog) -> Resource {
     let machines = balancer.machines.iter().map(|name| Id::new(MACHINE, name));
-    let spec = json!({"balancer": balancer.name, "protocol": listener.protocol, "port": listener.node_port, "machines": balancer.machines});
-    let id = Id::new(TARGETS, target_name(&balancer.name, listener.node_port));
+    let mut spec =
+        json!({"balancer": balancer.name, "protocol": listener.protocol, "port": listener.node_port, "machines": balancer.machines});
+    // UDP says nothing of whether somebody is there.
+    if listener.protocol != "TCP" {
+        spec["health"] = json!(HEALTH_PORT.to_string());
+    }
+    let id = Id::new(TARGETS, target_name(&balancer.name, &listener.protocol, listener.node_port));
     let needs = network.iter().cloned().chain(machines).collect();
     let summary = format!("{} {} on {}", listener.protocol, listener.node_port, counted(balancer.machines.len(), "machine"));
-    resource(id, placed(spec, catalog, None), needs, &["protocol", "port"], summary)
+    resource(id, placed(spec, catalog, None), needs, &["protocol", "port", "health"], summary)
 }
 
 #[cfg(test)]
@@ -242,12 +293,25 @@ mod tests {
     }
 
     fn made(given: Option<Given>) -> Vec<Resource> {
+        expanded(given, BTreeMap::new(), &[])
+    }
+
+    /// With subnets that are there, and one load balancer for a Service with these ports.
+    fn expanded(given: Option<Given>, ranges: BTreeMap<String, String>, ports: &[(u16, &str, u16)]) -> Vec<Resource> {
         let zones: Vec<String> = ["eu-west-1a", "eu-west-1b"].map(String::from).into();
         let offered = types(&shop()).expect("types").into_values().map(|kind| (kind, zones.iter().cloned().collect())).collect();
-        let image = Image { id: "ami-1".into(), name: "debian-12".into(), root_device: "/dev/xvda".into(), user: "admin".into() };
-        let catalog = Catalog { zones, offered, images: [(sizes::architecture(sizes::OURS).to_string(), image)].into(), given };
+        let image =
+            Image { id: "ami-1".into(), name: "debian-12".into(), root_device: "/dev/xvda".into(), root_gib: 30, user: "admin".into() };
+        let catalog = Catalog { zones, ranges, offered, images: [(sizes::architecture(sizes::OURS).to_string(), image)].into(), given };
         let cluster = Cluster { name: "shop".into(), uid: "u-1".into() };
-        let context = Context { cluster, ssh_public_key: "ssh-ed25519 AAAA".into(), service_load_balancers: vec![] };
+        let listener = |(port, protocol, node_port): &(u16, &str, u16)| ListenerSpec {
+            port: *port,
+            protocol: (*protocol).into(),
+            node_port: *node_port,
+        };
+        let wish = LoadBalancerSpec { name: "svc-1".into(), listeners: ports.iter().map(listener).collect(), machines: vec![] };
+        let service_load_balancers = if ports.is_empty() { vec![] } else { vec![wish] };
+        let context = Context { cluster, ssh_public_key: "ssh-ed25519 AAAA".into(), service_load_balancers };
         expand(&shop(), &context, "eu-west-1", &catalog).expect("resources")
     }
 
@@ -283,5 +347,67 @@ mod tests {
         assert!(made.iter().all(|wish| {
             ["vpc", "subnet", "subnets", "private"].iter().all(|field| wish.id.kind == ROUTES || wish.spec.get(field).is_none())
         }));
+    }
+
+    fn one<'a>(made: &'a [Resource], kind: &str, name: &str) -> &'a Resource {
+        made.iter().find(|wish| wish.id == Id::new(kind, name)).unwrap_or_else(|| panic!("no {kind}/{name}"))
+    }
+
+    #[test]
+    fn listeners_are_wished_for_in_the_order_they_are_read_back_in() {
+        let made = expanded(None, BTreeMap::new(), &[(443, "TCP", 30001), (53, "UDP", 30003), (80, "TCP", 30002)]);
+        let wished = one(&made, LOAD_BALANCER, "svc-1").spec["listeners"].as_array().expect("listeners").clone();
+        assert_eq!(wished.iter().map(|listener| listener["port"].as_u64()).collect::<Vec<_>>(), [Some(53), Some(80), Some(443)]);
+        let observed = by_port(wished.iter().rev().cloned().collect());
+        assert_eq!(observed, wished);
+    }
+
+    #[test]
+    fn both_protocols_at_one_port_are_one_listener_if_they_have_one_node_port() {
+        let same = expanded(None, BTreeMap::new(), &[(53, "UDP", 30053), (53, "TCP", 30053)]);
+        let spec = &one(&same, LOAD_BALANCER, "svc-1").spec;
+        assert_eq!(spec["listeners"], json!([{"port": 53, "protocol": "TCP_UDP", "nodePort": 30053}]));
+        assert!(crossed(spec).is_none());
+        assert_eq!(one(&same, TARGETS, "svc-1-30053-tcp-udp").spec["protocol"], "TCP_UDP");
+        assert_eq!(lint(&plan(&same, &[], &BTreeMap::new()), &same, &[]), []);
+        let other = expanded(None, BTreeMap::new(), &[(53, "UDP", 30053), (53, "TCP", 30054)]);
+        let error = crossed(&one(&other, LOAD_BALANCER, "svc-1").spec).expect("no listener carries both");
+        assert!(error.to_string().contains("port 53 of svc-1 for TCP and UDP"), "{error}");
+        let apart = expanded(None, BTreeMap::new(), &[(53, "UDP", 30053), (80, "TCP", 30053)]);
+        assert!(crossed(&one(&apart, LOAD_BALANCER, "svc-1").spec).is_none());
+        assert_eq!(lint(&plan(&apart, &[], &BTreeMap::new()), &apart, &[]), []);
+    }
+
+    #[test]
+    fn targets_of_udp_are_asked_where_machines_answer_and_balancers_may_ask_there() {
+        let made = expanded(None, BTreeMap::new(), &[(53, "UDP", 30053)]);
+        assert_eq!(one(&made, TARGETS, "svc-1-30053-udp").spec["health"], "10256");
+        assert_eq!(one(&made, TARGETS, "web-32000").spec.get("health"), None);
+        let rules = |made: &[Resource]| one(made, GROUP, MACHINES).spec["rules"].as_array().expect("rules").clone();
+        assert!(rules(&made).contains(&json!("tcp 10256 from balancers")) && rules(&made).contains(&json!("udp 30053 from balancers")));
+        assert!(!rules(&super::tests::made(None)).contains(&json!("tcp 10256 from balancers")));
+    }
+
+    #[test]
+    fn a_subnet_keeps_its_addresses_when_zones_join() {
+        let range = |made: &[Resource], zone: &str| one(made, SUBNET, zone).spec["cidr"].as_str().map(String::from);
+        let first = made(None);
+        assert_eq!(
+            (range(&first, "eu-west-1a").as_deref(), range(&first, "eu-west-1b").as_deref()),
+            (Some("10.42.0.0/20"), Some("10.42.16.0/20"))
+        );
+        let later = expanded(None, [("eu-west-1b".to_string(), "10.42.0.0/20".to_string())].into(), &[]);
+        assert_eq!(
+            (range(&later, "eu-west-1a").as_deref(), range(&later, "eu-west-1b").as_deref()),
+            (Some("10.42.16.0/20"), Some("10.42.0.0/20"))
+        );
+    }
+
+    #[test]
+    fn a_disk_is_as_large_as_its_image_and_the_wish_stays_what_is_compared() {
+        let made = made(None);
+        let machine = one(&made, MACHINE, "worker-1");
+        assert_eq!((&machine.spec["diskGib"], &machine.spec["diskBytes"]), (&json!(30), &json!(8u64 << 30)));
+        assert!(machine.summary.contains("30 GiB") && !machine.replace_on.contains(&"diskGib".to_string()), "{}", machine.summary);
     }
 }

@@ -1,6 +1,7 @@
 //! Which instance type a neutral size becomes. Pure: a table, cheapest first.
 
 use crate::error::{Error, Result};
+use serde_json::Value;
 
 const GI: u64 = 1 << 30;
 
@@ -69,9 +70,9 @@ const DISK_GIB: f64 = 0.08 / 730.0;
 pub const BALANCER_PRICE: f64 = 0.0225;
 
 /// Of a machine with its disk and public address; `None` for a type that is not in the table.
-pub fn machine_price(instance_type: &str, disk_bytes: u64) -> Option<f64> {
+pub fn machine_price(instance_type: &str, disk_gib: i32) -> Option<f64> {
     let (.., price) = types(architecture(instance_type)).into_iter().find(|(name, ..)| name == instance_type)?;
-    Some(price + PUBLIC_ADDRESS + DISK_GIB * f64::from(disk_gib(disk_bytes)))
+    Some(price + PUBLIC_ADDRESS + DISK_GIB * f64::from(disk_gib))
 }
 
 /// AWS marks its own Arm processors by a `g` after the family's number: m7g, c7gn, t4g; the first of them were a1.
@@ -86,6 +87,12 @@ pub fn architecture(instance_type: &str) -> &'static str {
 pub fn disk_gib(bytes: u64) -> i32 {
     const SMALLEST: u64 = 8;
     i32::try_from(bytes.div_ceil(GI).max(SMALLEST)).unwrap_or(i32::MAX)
+}
+
+/// The disk that a machine is made with: what its image holds may be larger than what was wished for, which alone is compared.
+pub fn disk_of(machine: &Value) -> i32 {
+    let made = machine["diskGib"].as_i64().and_then(|size| i32::try_from(size).ok());
+    made.unwrap_or_else(|| disk_gib(machine["diskBytes"].as_u64().unwrap_or_default()))
 }
 
 #[cfg(test)]
@@ -107,9 +114,9 @@ mod tests {
     fn every_type_of_the_table_has_a_price_and_bigger_ones_cost_more() {
         for kind in ["x86_64", "arm64"] {
             assert!(types(kind).iter().all(|(name, ..)| architecture(name) == kind), "{kind}");
-            let price = |cpu, memory| machine_price(&instance_type(kind, cpu, memory).expect("a type"), 8 * GI).expect("a price");
+            let price = |cpu, memory| machine_price(&instance_type(kind, cpu, memory).expect("a type"), 8).expect("a price");
             assert!(price(500, GI) < price(2000, 8 * GI) && price(2000, 8 * GI) < price(4000, 8 * GI));
-            assert!(price(64_000, 512 * GI) > 3.0 && machine_price("x9.tiny", GI).is_none());
+            assert!(price(64_000, 512 * GI) > 3.0 && machine_price("x9.tiny", 8).is_none());
         }
     }
 
@@ -132,5 +139,8 @@ mod tests {
     #[test]
     fn disks_are_whole_gibibytes() {
         assert_eq!((disk_gib(1), disk_gib(10 * GI + 1)), (8, 11));
+        let machine = serde_json::json!({"diskBytes": 10 * GI});
+        assert_eq!(disk_of(&machine), 10);
+        assert_eq!(disk_of(&serde_json::json!({"diskBytes": 10 * GI, "diskGib": 30})), 30);
     }
 }

@@ -391,10 +391,11 @@ fn aws_catalog(blueprint: &Blueprint) -> Result<aws::resources::Catalog> {
         id: "ami-0".into(),
         name: format!("debian-12-{word}"),
         root_device: "/dev/xvda".into(),
+        root_gib: 8,
         user: "admin".into(),
     };
     let images = [("x86_64".to_string(), image("amd64")), ("arm64".to_string(), image("arm64"))].into();
-    Ok(aws::resources::Catalog { zones, offered, images, given: None })
+    Ok(aws::resources::Catalog { zones, offered, images, ..Default::default() })
 }
 
 fn gcp_settings() -> gcp::settings::Settings {

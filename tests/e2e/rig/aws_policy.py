@@ -84,6 +84,9 @@ def of_elb(whole, action, form, account, tags_of):
     if action in ("CreateLoadBalancer", "CreateTargetGroup"):
         kind = {"CreateLoadBalancer": "loadbalancer/net", "CreateTargetGroup": "targetgroup"}[action]
         found.append(Ask(whole, f"arn:aws:elasticloadbalancing:region:{account}:{kind}/{form['Name']}/new", request_tags(tags)))
+        # Asked in the caller's name: whether the groups are the network's.
+        if "SecurityGroups.member.1" in form:
+            found.append(Ask("ec2:GetSecurityGroupsForVpc", f"arn:aws:ec2:region:{account}:vpc/vpc-1", {}))
     else:
         arns = [value for value in form.values() if value.startswith("arn:aws:elasticloadbalancing:")]
         found = [Ask(whole, arn, {**resource_tags(tags_of(arn)), **request_tags(tags)}) for arn in arns]

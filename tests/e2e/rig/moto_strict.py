@@ -37,6 +37,8 @@ from urllib.parse import parse_qs, urlparse
 ACCOUNT = "123456789012"
 PROFILE_SECONDS = 1.0
 DEBIAN, CANONICAL = "136693071363", "099720109477"
+# What the disks of images hold, by the owner; Canonical's are larger here than what the example wishes for.
+IMAGE_GIB = {DEBIAN: 8, CANONICAL: 10}
 
 
 def images():
@@ -82,7 +84,7 @@ from moto.backends import get_backend  # noqa: E402
 from moto.core.responses import ActionResult  # noqa: E402
 from moto.core.utils import utcnow  # noqa: E402
 from moto.ec2.exceptions import DependencyViolationError, EC2ClientError  # noqa: E402
-from moto.ec2.models import elastic_block_store, instances, internet_gateways, security_groups, subnets, vpcs  # noqa: E402
+from moto.ec2.models import amis, elastic_block_store, instances, internet_gateways, route_tables, security_groups, subnets, vpcs  # noqa: E402
 from moto.ec2.responses.elastic_block_store import ElasticBlockStore  # noqa: E402
 from moto.ec2.responses.general import General  # noqa: E402
 from moto.ec2.responses.instances import InstanceResponse  # noqa: E402
@@ -91,6 +93,7 @@ from moto.efs.exceptions import EFSError  # noqa: E402
 from moto.elbv2 import models as elbv2  # noqa: E402
 from moto.elbv2.exceptions import DuplicateListenerError, DuplicateLoadBalancerName, DuplicateTargetGroupName  # noqa: E402
 from moto.iam import models as iam  # noqa: E402
+from moto.iam.exceptions import ValidationError  # noqa: E402
 
 
 class Rig:
@@ -183,6 +186,7 @@ def run_instances(original, self, *arguments, **named):
 @patch(InstanceResponse, "run_instances")
 def announce(original, self):
     check_profile(self)
+    check_disk(self)
     known = set(self.ec2_backend.reservations)
     result = original(self)
     if result.result.id not in known:
@@ -191,6 +195,29 @@ def announce(original, self):
             if rig.auto:
                 ready(instance.id, "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAUTO")
     return result
+
+
+def check_disk(request):
+    """A disk is at least as large as what the image puts on it."""
+    [image] = request.ec2_backend.describe_images(ami_ids=[request._get_param("ImageId")])
+    [root] = image.block_device_mappings
+    for disk in request._get_param("BlockDeviceMappings", []):
+        size, holds = int(disk["Ebs"].get("VolumeSize") or root["Ebs"]["VolumeSize"]), root["Ebs"]["VolumeSize"]
+        if disk["DeviceName"] == root["DeviceName"] and size < holds:
+            message = f"Volume of size {size}GB is smaller than snapshot '{image.ebs_snapshot.id}', expect size >= {holds}GB"
+            raise EC2ClientError("InvalidBlockDeviceMapping", message)
+
+
+def disks(original):
+    def replaced(self):
+        [root] = original.fget(self)
+        root["Ebs"]["VolumeSize"] = IMAGE_GIB.get(self.owner_id, 8)
+        return [root]
+
+    return property(replaced)
+
+
+amis.Ami.block_device_mappings = disks(amis.Ami.block_device_mappings)
 
 
 def describe(instance):
@@ -229,8 +256,9 @@ def terminate(original, self):
 def console(original, self):
     instance = self.ec2_backend.get_instance(self._get_param("InstanceId"))
     key = rig.host_keys.get(instance.id)
-    text = f"cloud-init: \n-----BEGIN SSH HOST KEY KEYS-----\n{key} root@ip\n-----END SSH HOST KEY KEYS-----\n" if key else ""
-    output = {"Output": base64.b64encode(text.encode()).decode()} if key else {}
+    # Consoles hold whatever bytes firmware and kernels write.
+    text = f"\x1b[2J\udcff cloud-init: \n-----BEGIN SSH HOST KEY KEYS-----\n{key} root@ip\n-----END SSH HOST KEY KEYS-----\n" if key else ""
+    output = {"Output": base64.b64encode(text.encode(errors="surrogateescape")).decode()} if key else {}
     return ActionResult({"InstanceId": instance.id, "Timestamp": utcnow(), **output})
 
 
@@ -314,6 +342,21 @@ def delete_vpc(original, self, vpc_id):
     users += [group.id for group in self.groups.get(vpc_id, {}).values() if group.name != "default"]
     refuse("vpc", vpc_id, users)
     return original(self, vpc_id)
+
+
+# Routes: one by a gateway that is gone, or in no network, leads nowhere.
+
+
+def leads(original):
+    def replaced(self):
+        gateway = self.gateway
+        is_gone = isinstance(gateway, internet_gateways.InternetGateway) and gateway.vpc is None
+        return "blackhole" if is_gone else original.fget(self)
+
+    return property(replaced)
+
+
+route_tables.Route.state = leads(route_tables.Route.state)
 
 
 # Volumes.
@@ -496,7 +539,7 @@ def delete_mount_target(original, self, mount_target_id):
     rig.tell("mounts")
 
 
-# Identities: an instance profile is known to EC2 a moment after it was made.
+# Identities: an instance profile is known to EC2 a moment after it was made, and the role that it gives after that.
 
 
 @patch(iam.InstanceProfile, "__init__")
@@ -505,12 +548,21 @@ def make_profile(original, self, *arguments, **named):
     self.made = time.monotonic()
 
 
+@patch(iam.IAMBackend, "create_role")
+def create_role(original, self, role_name, *arguments, **named):
+    if len(role_name) > 64:
+        raise ValidationError(f"Value '{role_name}' at 'roleName' failed to satisfy constraint: Member must have length less than or equal to 64")
+    return original(self, role_name, *arguments, **named)
+
+
 def check_profile(request):
     name = request._get_param("IamInstanceProfile.Name") or (request._get_param("IamInstanceProfile.Arn") or "").rsplit("/", 1)[-1]
     for backend in backends("iam"):
         for profile in backend.instance_profiles.values():
             if profile.name == name and not rig.auto and time.monotonic() - profile.made < PROFILE_SECONDS:
                 message = f"Value ({name}) for parameter iamInstanceProfile.name is invalid. Invalid IAM Instance Profile name"
+                if profile.roles:
+                    message = f'IAM Instance Profile "{profile.arn}" has no associated IAM Roles'
                 raise EC2ClientError("InvalidParameterValue", message)
 
 

@@ -25,11 +25,11 @@ class World:
     def ask(self, path):
         return self.say(path, method="GET")
 
-    def fails(self, code, call, **arguments):
+    def fails(self, code, call, says="", **arguments):
         try:
             call(**arguments)
         except self.refused as error:
-            assert error.response["Error"]["Code"] == code, error
+            assert error.response["Error"]["Code"] == code and says in str(error), error
             return
         raise AssertionError(f"{code} did not come")
 
@@ -82,6 +82,34 @@ def what_is_unknown_is_refused(world):
     world.fails("InvalidAMIID.NotFound", world.launch, subnet=subnet, token="u1", ImageId="ami-0123456789abcdef0")
     world.fails("InvalidKeyPair.NotFound", world.launch, subnet=subnet, token="u2", KeyName="nobody")
     world.fails("InvalidInstanceType.NotFound", world.launch, subnet=subnet, token="u3", InstanceType="x9.enormous")
+
+
+def a_disk_is_as_large_as_what_its_image_holds(world):
+    _, subnet = world.network()
+    image = world.ec2.describe_images(Owners=["099720109477"])["Images"][0]
+    assert image["BlockDeviceMappings"][0]["Ebs"]["VolumeSize"] == 10, image
+    disk = lambda size: [{"DeviceName": image["RootDeviceName"], "Ebs": {"VolumeSize": size}}]  # noqa: E731
+    world.fails("InvalidBlockDeviceMapping", world.launch, subnet=subnet, token="d1", ImageId=image["ImageId"], BlockDeviceMappings=disk(8))
+    made = world.launch(subnet, "d2", ImageId=image["ImageId"], BlockDeviceMappings=disk(10))["InstanceId"]
+    world.ec2.terminate_instances(InstanceIds=[made])
+
+
+def a_route_by_a_gateway_of_no_network_leads_nowhere(world):
+    vpc, _ = world.network()
+    gateways = [world.ec2.create_internet_gateway()["InternetGateway"]["InternetGatewayId"] for _ in range(2)]
+    world.ec2.attach_internet_gateway(InternetGatewayId=gateways[0], VpcId=vpc)
+    table = world.ec2.create_route_table(VpcId=vpc)["RouteTable"]["RouteTableId"]
+    route = lambda gateway: {"RouteTableId": table, "DestinationCidrBlock": "0.0.0.0/0", "GatewayId": gateway}  # noqa: E731
+    states = lambda: [one["State"] for one in world.ec2.describe_route_tables(RouteTableIds=[table])["RouteTables"][0]["Routes"]]  # noqa: E731
+    world.ec2.create_route(**route(gateways[0]))
+    assert states() == ["active", "active"]
+    world.fails("RouteAlreadyExists", world.ec2.create_route, **route(gateways[0]))
+    world.ec2.replace_route(**route(gateways[1]))
+    assert "blackhole" in states(), states()
+    world.ec2.detach_internet_gateway(InternetGatewayId=gateways[0], VpcId=vpc)
+    world.ec2.delete_route_table(RouteTableId=table)
+    for gateway in gateways:
+        world.ec2.delete_internet_gateway(InternetGatewayId=gateway)
 
 
 def states_change_when_the_harness_says_so(world):
@@ -243,13 +271,20 @@ def a_new_instance_profile_is_not_known_at_once(world):
     _, subnet = world.network()
     world.iam.create_instance_profile(InstanceProfileName="new")
     world.say("/auto?on=0")
-    world.fails("InvalidParameterValue", world.launch, subnet=subnet, token="profile-new", IamInstanceProfile={"Name": "new"})
+    launch = {"call": world.launch, "subnet": subnet, "token": "profile-new", "IamInstanceProfile": {"Name": "new"}}
+    world.fails("InvalidParameterValue", says="Invalid IAM Instance Profile name", **launch)
+    world.iam.create_role(RoleName="new", AssumeRolePolicyDocument=json.dumps({"Version": "2012-10-17", "Statement": []}))
+    world.iam.add_role_to_instance_profile(InstanceProfileName="new", RoleName="new")
+    world.fails("InvalidParameterValue", says="has no associated IAM Roles", **launch)
     time.sleep(1.1)
     identity = world.launch(subnet, "profile-new", IamInstanceProfile={"Name": "new"})["InstanceId"]
     world.say("/auto?on=1")
     world.say(f"/ready?id={identity}", "ssh-ed25519 AAAA")
     world.ec2.terminate_instances(InstanceIds=[identity])
+    world.iam.remove_role_from_instance_profile(InstanceProfileName="new", RoleName="new")
     world.iam.delete_instance_profile(InstanceProfileName="new")
+    world.iam.delete_role(RoleName="new")
+    world.fails("ValidationError", world.iam.create_role, RoleName="n" * 65, AssumeRolePolicyDocument="{}")
 
 
 def parameters_are_exclusive_tagged_and_found_by_path(world):
@@ -359,6 +394,21 @@ def a_role_is_handed_out_by_those_who_may(world):
     world.iam.delete_role(RoleName="boss")
 
 
+def a_load_balancer_with_groups_asks_for_those_of_the_network(world):
+    vpc, subnet = world.network()
+    group = world.ec2.create_security_group(GroupName="outer", Description="d", VpcId=vpc)["GroupId"]
+    elb = boto3.client("elbv2", region_name=REGION, endpoint_url=f"http://127.0.0.1:{world.port}", aws_access_key_id="AKIAGROUPS",
+                       aws_secret_access_key="s")
+    wish = {"Name": "grouped", "Type": "network", "Subnets": [subnet]}
+    may = lambda *actions: world.say("/policy?key=AKIAGROUPS", {"Statement": [{"Effect": "Allow", "Action": actions, "Resource": "*"}]})  # noqa: E731
+    may("elasticloadbalancing:*")
+    world.fails("AccessDenied", elb.create_load_balancer, SecurityGroups=[group], **wish)
+    may("elasticloadbalancing:*", "ec2:GetSecurityGroupsForVpc")
+    balancer = elb.create_load_balancer(SecurityGroups=[group], **wish)["LoadBalancers"][0]["LoadBalancerArn"]
+    elb.delete_load_balancer(LoadBalancerArn=balancer)
+    world.ec2.delete_security_group(GroupId=group)
+
+
 def nobodies_and_limits_are_answered_as_aws_does(world):
     where = f"http://127.0.0.1:{world.port}"
     for key, codes in {"AKIAWRONG": ["AuthFailure", "InvalidClientTokenId", "UnrecognizedClientException"],
@@ -384,11 +434,12 @@ def decoys_are_made_and_seen(world):
 
 TESTS = [
     images_of_debian_and_ubuntu, a_client_token_makes_one_instance, a_client_token_makes_one_volume, what_is_unknown_is_refused,
+    a_disk_is_as_large_as_what_its_image_holds, a_route_by_a_gateway_of_no_network_leads_nowhere,
     states_change_when_the_harness_says_so, nothing_is_deleted_below_its_user, volumes_are_attached_once_and_in_their_zone,
     load_balancers_are_unique_and_have_addresses, a_filesystem_is_in_use_while_it_has_mount_targets,
     filesystems_and_mount_targets_take_their_time, a_new_instance_profile_is_not_known_at_once,
     parameters_are_exclusive_tagged_and_found_by_path, an_instance_profile_in_use_is_named_with_its_role, a_role_may_do_what_its_policies_say,
-    conditions_bind_a_role_to_its_own_things, a_role_is_handed_out_by_those_who_may, nobodies_and_limits_are_answered_as_aws_does,
+    conditions_bind_a_role_to_its_own_things, a_role_is_handed_out_by_those_who_may, a_load_balancer_with_groups_asks_for_those_of_the_network, nobodies_and_limits_are_answered_as_aws_does,
     decoys_are_made_and_seen,
 ]
 
