@@ -143,11 +143,16 @@ async fn a_failed_operation_is_an_error_and_the_next_try_is_a_new_one() {
     let inputs = make_ground(&provider, &ours()).await;
     let wish = machine(&provider, &ours()).await;
     let create = action(Verb::Create, &wish.id, &wish.spec, None);
-    for (code, hint) in [("QUOTA_EXCEEDED", "quota"), ("ZONE_RESOURCE_POOL_EXHAUSTED", "machineTypes")] {
-        google.fail("compute.instances.insert", code, "no more of it");
+    let policy = "Constraint constraints/compute.vmExternalIpAccess violated for project 1.";
+    for (code, message, hint) in [
+        ("QUOTA_EXCEEDED", "no more of it", "quota"),
+        ("ZONE_RESOURCE_POOL_EXHAUSTED", "no more of it", "machineTypes"),
+        ("CONDITION_NOT_MET", policy, "the policy constraints/compute.vmExternalIpAccess forbids it"),
+    ] {
+        google.fail("compute.instances.insert", code, message);
         let error = send(&provider, &create, &inputs).await.expect_err("the operation failed");
         assert_eq!((error.kind, instances(&google)), (Kind::Provider, 0), "{}", error.chain());
-        assert!(error.hints()[0].contains(hint) && error.chain().contains("no more of it"), "{} {:?}", error.chain(), error.hints());
+        assert!(error.hints()[0].contains(hint) && error.chain().contains(message), "{} {:?}", error.chain(), error.hints());
     }
     send(&provider, &create, &inputs).await.expect("now there is room").expect("a machine");
     google.assert_fair();
@@ -223,23 +228,65 @@ async fn one_listener_changes_and_the_others_rules_stand() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stopped_machine_is_broken_and_repaired_by_starting_it() {
+async fn a_stopped_machine_is_broken_and_repaired_by_starting_it_and_a_suspended_one_by_resuming_it() {
     let google = Google::start().await;
     let provider = provider(&google, &ours()).await;
     let inputs = make_ground(&provider, &ours()).await;
     let wish = machine(&provider, &ours()).await;
     let made = send(&provider, &action(Verb::Create, &wish.id, &wish.spec, None), &inputs).await.expect("it is made").expect("a machine");
-    google
-        .cloud()
-        .things
-        .values_mut()
-        .filter(|thing| thing.body["status"] == "RUNNING")
-        .for_each(|thing| thing.body["status"] = json!("TERMINATED"));
+    for status in ["TERMINATED", "SUSPENDED"] {
+        google
+            .cloud()
+            .things
+            .values_mut()
+            .filter(|thing| thing.body["status"] == "RUNNING")
+            .for_each(|thing| thing.body["status"] = json!(status));
+        let observed = provider.observe(&[]).await.expect("a look");
+        let seen = observed.iter().find(|thing| thing.id == wish.id).expect("the machine");
+        assert_eq!(seen.phase, Phase::Broken(format!("the instance is {status}")));
+        let repaired = send(&provider, &action(Verb::Repair, &wish.id, &wish.spec, Some(&made.handle)), &inputs).await.expect("a repair");
+        assert_eq!(repaired.expect("the machine").phase, Phase::Ready);
+    }
+    google.assert_fair();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_a_policy_hides_guest_attributes_a_machine_is_pending_for_a_reason_and_can_go() {
+    let google = Google::start().await;
+    let provider = provider(&google, &ours()).await;
+    let inputs = make_ground(&provider, &ours()).await;
+    let wish = machine(&provider, &ours()).await;
+    google.refuse(&[("compute.instances.getGuestAttributes", 412, "conditionNotMet")]);
+    let error = send(&provider, &action(Verb::Create, &wish.id, &wish.spec, None), &inputs).await.expect_err("its keys stay unknown");
+    assert_eq!(error.kind, Kind::Provider, "{}", error.chain());
+    assert!(error.hints()[0].contains("constraints/compute.disableGuestAttributesAccess"), "{:?}", error.hints());
     let observed = provider.observe(&[]).await.expect("a look");
     let seen = observed.iter().find(|thing| thing.id == wish.id).expect("the machine");
-    assert_eq!(seen.phase, Phase::Broken("the instance is TERMINATED".into()));
-    let repaired = send(&provider, &action(Verb::Repair, &wish.id, &wish.spec, Some(&made.handle)), &inputs).await.expect("a repair");
-    assert_eq!(repaired.expect("the machine").phase, Phase::Ready);
+    assert_eq!((&seen.phase, seen.outputs["hostKeysRefused"].is_string()), (&Phase::Pending, true));
+    send(&provider, &action(Verb::Delete, &wish.id, &json!({}), Some(&seen.handle)), &inputs).await.expect("it goes");
+    assert_eq!(instances(&google), 0);
+    google.assert_fair();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_zone_that_filestore_cannot_see_into_is_not_taken_for_an_empty_one() {
+    let google = Google::start().await;
+    let provider = provider(&google, &ours()).await;
+    google.cloud().unreachable = vec!["projects/shop-1/locations/us-east1-b".into()];
+    provider.observe(&[]).await.expect("another region's zone is no matter");
+    google.cloud().unreachable = vec!["projects/shop-1/locations/europe-west1-b".into()];
+    let error = provider.observe(&[]).await.expect_err("what is there cannot be said");
+    assert_eq!(error.kind, Kind::Transient, "{}", error.chain());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn custom_types_and_series_with_hyperdisks_alone_are_made() {
+    let google = Google::start().await;
+    let mut settings = google.settings();
+    settings.own["machineTypes"] = json!({"control": "e2-custom-4-8192", "worker": "n4-standard-2"});
+    let provider = gcp::connect(&settings, &ours()).await.expect("a provider");
+    provider.check(&wishes(&provider, &ours()).await).await.expect("both are sold there");
+    make_all(&provider, &ours()).await;
     google.assert_fair();
 }
 

@@ -2,10 +2,12 @@
 
 use crate::gcp_cluster::*;
 use crate::harness::text;
+use crate::rig::gcp::ACCOUNT;
 use crate::rig::gcp::estate::Estate;
 use crate::rig::operator::Operator;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 /// The example with one place changed.
 fn with(operator: &Operator, from: &str, to: &str) -> String {
@@ -96,6 +98,30 @@ fn a_permission_that_is_missing_on_google_is_named_at_once_and_down_works() {
 fn credentials_that_expire_half_way_on_google_are_said_at_once_and_down_works() {
     let denied = [("compute.instances.insert", 401, "authError")];
     check_halfway(|estate| estate.refuse(&denied), |estate| estate.refuse(&[]), &["gcloud auth application-default login"], 3);
+}
+
+/// Since 2024 a new project's default account has no roles: everything comes up, and the loop inside may not even ask whether it is the writer.
+#[test]
+fn a_service_account_without_roles_is_said_before_the_timeout_and_up_goes_on_when_it_has_them() {
+    let (estate, operator, file) = begin();
+    estate.refuse_inside(&[("compute.", 403, "forbidden"), ("file.", 403, "forbidden")]);
+    let began = Instant::now();
+    let grant = format!("--member serviceAccount:{ACCOUNT} --role roles/compute.admin");
+    let parts = ["lack compute.healthChecks.list", grant.as_str(), "roles/file.editor", "roles/iam.serviceAccountUser"];
+    let output = operator.kprov(&["up", &file, "--yes"]);
+    let said = text(&output);
+    assert_eq!(output.status.code(), Some(4), "{said}");
+    assert!(began.elapsed() < Duration::from_secs(300), "long before the timeout of ten minutes");
+    let status = text(&operator.kprov(&["status", operator.name]));
+    for part in parts {
+        assert!(said.contains(part), "{part:?} is not said:\n{said}");
+        assert!(status.contains(part), "{part:?} is not in the status:\n{status}");
+    }
+    estate.refuse_inside(&[]);
+    let up = json_of(&operator.ok(&["up", &file, "--yes", "-o", "json"]));
+    serves(&operator, balancer(&up));
+    operator.ok(&["down", &file, "--yes"]);
+    assert_gone(&estate, &BTreeMap::new());
 }
 
 /// The next operations that make machines fail so.

@@ -26,7 +26,7 @@ use crate::providers::resources::{ListenerSpec, LoadBalancerSpec};
 use crate::providers::{self, Context, Provider};
 use crate::remote::Ssh;
 use k8s_openapi::api::core::v1::{Node, Service};
-use report::{Verdict, balancers, doing};
+use report::{Verdict, balancers, doing, refused, told};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -104,8 +104,12 @@ impl Keeper {
         loop {
             let end = self.round(cancel).await.unwrap_or_else(|error| {
                 tracing::warn!("infrastructure: {}", error.chain());
-                RoundEnd::Undone { effects: 0 }
+                RoundEnd::Failed
             });
+            if end == RoundEnd::Failed {
+                // Its own words in the status wake it, too: a failure that reads differently each time must not become a busy loop.
+                sleep(AGAIN).await;
+            }
             // Only rounds that came by themselves say that there is nothing to hurry for.
             tokio::select! {
                 () = blueprints.wait() => idle = 0,
@@ -119,12 +123,18 @@ impl Keeper {
 
     /// One look and what follows from it.
     async fn round(&self, cancel: &CancellationToken) -> Result<RoundEnd> {
-        let Some(epoch) = handoff::inside(self.provider.epochs()).await? else { return Ok(RoundEnd::NotTheWriter) };
+        let Some(writer) = handoff::inside(self.provider.epochs()).await.transpose() else { return Ok(RoundEnd::NotTheWriter) };
         // Absence decides nothing: a Blueprint that somebody deleted is not a wish for no machines.
-        let Some(object) = self.blueprints.get("", &self.hosts.trust.cluster.name) else { return Ok(RoundEnd::Quiet) };
-        let ended = self.act(epoch, &object, cancel).await;
+        let Some(object) = self.blueprints.get("", &self.hosts.trust.cluster.name) else {
+            return writer.map(|_| RoundEnd::Quiet);
+        };
+        let ended = match writer {
+            Ok(epoch) => self.act(epoch, &object, cancel).await,
+            // Whoever waits for the loop reads the status, and nothing else, to learn that it cannot even begin.
+            Err(error) => Err(error),
+        };
         if let Err(error) = &ended {
-            self.write_status(&object, json!({}), &Verdict::not_yet("Failing", error.chain())).await;
+            self.write_status(&object, json!({"refused": refused([error])}), &Verdict::not_yet("Failing", told(error))).await;
         }
         ended
     }
@@ -250,11 +260,12 @@ enum RoundEnd {
     /// Something else is wanted by now.
     Overtaken,
     NotTheWriter,
+    Failed,
 }
 
 impl RoundEnd {
     fn is_idle(self) -> bool {
-        matches!(self, RoundEnd::Undone { effects: 0 } | RoundEnd::NotTheWriter)
+        matches!(self, RoundEnd::Undone { effects: 0 } | RoundEnd::NotTheWriter | RoundEnd::Failed)
     }
 }
 
@@ -264,7 +275,7 @@ fn pause(end: RoundEnd, idle: u32) -> Duration {
     match end {
         RoundEnd::Quiet => REST,
         RoundEnd::Overtaken => Duration::ZERO,
-        RoundEnd::Undone { .. } => doubled(AGAIN, REST),
+        RoundEnd::Undone { .. } | RoundEnd::Failed => doubled(AGAIN, REST),
         RoundEnd::NotTheWriter => doubled(NOT_YET[0], NOT_YET[1]),
     }
 }

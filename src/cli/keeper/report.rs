@@ -7,6 +7,7 @@ use crate::cli::world::waiting;
 use crate::engine::Observed;
 use crate::engine::converge::Step;
 use crate::engine::plan::Plan;
+use crate::error::{Error, Kind};
 use crate::orchestrator::client::blueprint::BlueprintObject;
 use crate::orchestrator::client::{Patch, time};
 use crate::providers::Delivery;
@@ -44,6 +45,7 @@ impl Keeper {
             "readyMachines": ready,
             "doing": doing,
             "failed": failed,
+            "refused": refused(ended.failed.iter().map(|(_, error)| error)),
             "loadBalancers": self.delivered(&ended.observed),
         });
         self.write_status(object, fields, &verdict).await;
@@ -67,6 +69,17 @@ impl Keeper {
             }
         }
     }
+}
+
+/// An error with its next steps, on one line.
+pub(super) fn told(error: &Error) -> String {
+    std::iter::once(error.chain()).chain(error.hints().iter().cloned()).collect::<Vec<_>>().join("; ")
+}
+
+/// What the provider refuses for good, with its next steps: the loop tries it again, but somebody has to change something first.
+pub(super) fn refused<'a>(errors: impl IntoIterator<Item = &'a Error>) -> Value {
+    let for_good = errors.into_iter().filter(|error| error.kind == Kind::Provider);
+    for_good.map(|error| json!({"why": error.chain(), "hints": error.hints()})).collect()
 }
 
 pub(super) fn doing(plan: &Plan) -> Vec<String> {
@@ -135,6 +148,14 @@ mod tests {
         let other = Verdict::not_yet("Converging", "new".into()).among(&object);
         assert_eq!((other.as_array().map(Vec::len), &other[0], &other[1]["status"]), (Some(2), &theirs, &json!("False")));
         assert_ne!(other[1]["lastTransitionTime"], ours["lastTransitionTime"]);
+    }
+
+    #[test]
+    fn only_what_waiting_cannot_mend_is_refused_and_its_next_step_is_told() {
+        let denied = Error::provider("could not read who writes").because("lacks a permission").hint("grant it");
+        assert_eq!(told(&denied), "could not read who writes: lacks a permission; grant it");
+        let expected = json!([{"why": "could not read who writes: lacks a permission", "hints": ["grant it"]}]);
+        assert_eq!(refused([&denied, &Error::transient("could not look"), &Error::timeout("too late")]), expected);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Waiting until a cluster does what its blueprint says: nodes ready, workloads available, load balancers and names answering.
 
-use super::waiting::{Objects, Waiting, keeping, refused, waiting};
+use super::waiting::{Objects, Refusal, Waiting, keeping, refused, refused_inside, waiting};
 use crate::blueprint::Blueprint;
 use crate::engine::{MACHINE, Observed};
 use crate::error::{Error, Result};
@@ -9,6 +9,7 @@ use crate::orchestrator::client::{Client, Informer, Notify, Selector};
 use crate::remote::{Side, Ssh, Target};
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim, Pod};
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::io::AsyncReadExt;
@@ -23,6 +24,10 @@ const ASK_AGAIN: Duration = Duration::from_millis(25);
 
 /// A new load balancer's name appears after a while, and resolvers remember that it was not there.
 const RESOLVE_AGAIN: Duration = Duration::from_secs(1);
+
+/// What the provider refuses the loop may be granted already: the loop looks again within half a minute, and a role that was given a moment
+/// ago is not known everywhere. What is still refused after this stays so until somebody changes something.
+const SECOND_CHANCE: Duration = Duration::from_secs(45);
 
 /// Informers over everything that the judgement reads; dropped with it.
 pub struct Watch {
@@ -100,11 +105,15 @@ pub async fn until_served(
     synced.map_err(|_| late(&[Waiting { what: "the cluster's API".into(), why: "it does not answer".into() }]))?;
     let [mut blueprints, mut nodes, mut deployments, mut replica_sets, mut daemon_sets, mut claims, mut pods] = watch.changes();
     let mut said = String::new();
+    let mut refused_since = None;
     loop {
         let object = watch.blueprints.get("", &blueprint.metadata.name);
         if let Some(refused) = object.as_ref().map(|object| refused(object)).filter(|refused| !refused.is_empty()) {
             return Err(in_vain(&refused));
         }
+        let refusals = object.as_ref().map(|object| refused_inside(object)).unwrap_or_default();
+        refused_since = (!refusals.is_empty()).then(|| refused_since.unwrap_or_else(Instant::now));
+        let chance = refused_since.map_or(deadline, |since| since + SECOND_CHANCE);
         let mut left = waiting(machines, &blueprint.spec.workloads, &watch.objects());
         left.extend(object.iter().flat_map(|object| keeping(object)));
         let Some(first) = left.first() else { return Ok(()) };
@@ -122,6 +131,7 @@ pub async fn until_served(
             () = claims.wait() => {}
             () = pods.wait() => {}
             () = tokio::time::sleep_until(deadline) => return Err(late(&left)),
+            () = tokio::time::sleep_until(chance), if !refusals.is_empty() => return Err(in_vain_inside(&refusals)),
         }
     }
 }
@@ -129,6 +139,15 @@ pub async fn until_served(
 fn in_vain(refused: &[&str]) -> Error {
     Error::input(format!("could not apply all workloads; the API refuses:\n  {}", refused.join("\n  ")))
         .hint("change these manifests and run kprov up again; the cluster and everything else in the blueprint stay as they are")
+}
+
+fn in_vain_inside(refusals: &[Refusal]) -> Error {
+    let lines: Vec<&str> = refusals.iter().map(|refusal| refusal.why.as_str()).collect();
+    let error =
+        Error::provider(format!("could not see everything served; the provider refuses the loop inside:\n  {}", lines.join("\n  ")));
+    let hints: BTreeSet<&String> = refusals.iter().flat_map(|refusal| &refusal.hints).collect();
+    let error = hints.into_iter().fold(error, |error, hint| error.hint(hint));
+    error.hint("the loop tries it again by itself; kprov up waits for it again")
 }
 
 fn late(left: &[Waiting]) -> Error {

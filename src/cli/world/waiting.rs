@@ -3,7 +3,7 @@
 use crate::orchestrator::client::blueprint::BlueprintObject;
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim, Pod};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::fmt;
 use std::sync::Arc;
@@ -65,6 +65,19 @@ pub fn refused(object: &BlueprintObject) -> Vec<&str> {
     let workloads = object.status.as_ref().map(|status| &status["workloads"]);
     let new = workloads.filter(|told| is_new(told, object));
     new.and_then(|told| told["refused"].as_array()).into_iter().flatten().filter_map(Value::as_str).collect()
+}
+
+/// What the provider refuses the loop for good, told of the newest blueprint.
+pub fn refused_inside(object: &BlueprintObject) -> Vec<Refusal> {
+    let status = object.status.as_ref().filter(|status| is_new(status, object));
+    status.and_then(|status| Vec::deserialize(&status["refused"]).ok()).unwrap_or_default()
+}
+
+/// In the loop's own words.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Refusal {
+    pub why: String,
+    pub hints: Vec<String>,
 }
 
 /// Told of the blueprint's newest version.
@@ -285,6 +298,16 @@ mod tests {
         for waits in [workloads(2, json!([])), workloads(1, json!(["service/shop/web: no port"])), blueprint(json!(null))] {
             assert_eq!(refused(&waits), Vec::<&str>::new());
         }
+    }
+
+    #[test]
+    fn what_the_provider_refuses_the_loop_is_told_of_the_newest_version_alone() {
+        let told =
+            |generation: u32, refused: Value| refused_inside(&blueprint(json!({"observedGeneration": generation, "refused": refused})));
+        let denied = Refusal { why: "could not read who writes".into(), hints: vec!["grant it".into()] };
+        assert_eq!(told(2, json!([{"why": "could not read who writes", "hints": ["grant it"]}])), [denied]);
+        assert_eq!(told(1, json!([{"why": "could not read who writes", "hints": []}])), []);
+        assert_eq!((told(2, json!([])), told(2, json!(null))), (vec![], vec![]));
     }
 
     fn blueprint(status: Value) -> BlueprintObject {

@@ -155,6 +155,22 @@ pub fn hosts(pod: &Pod, ips: &[String], domain: &str, host_file: &str) -> String
     text
 }
 
+/// The machine's own resolv.conf. systemd-resolved writes itself there, at a loopback address that means another thing in a pod; whom it
+/// asks is in a file of its own.
+pub fn host_resolv() -> String {
+    let text = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    reachable_resolv(text("/etc/resolv.conf"), || text("/run/systemd/resolve/resolv.conf"))
+}
+
+fn reachable_resolv(own: String, resolved: impl FnOnce() -> String) -> String {
+    let servers = parse_resolv(&own).servers;
+    let is_loopback = |server: &String| server.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback());
+    if servers.is_empty() || !servers.iter().all(is_loopback) {
+        return own;
+    }
+    Some(resolved()).filter(|text| !parse_resolv(text).servers.is_empty()).unwrap_or(own)
+}
+
 /// `None` lets the runtime copy the machine's resolv.conf.
 fn dns(pod: &Pod, agent: &AgentConfig, host_resolv: &str) -> Option<DnsConfig> {
     let spec = pod.spec.as_ref()?;
@@ -173,7 +189,7 @@ fn dns(pod: &Pod, agent: &AgentConfig, host_resolv: &str) -> Option<DnsConfig> {
             searches.extend(host.searches);
             DnsConfig { servers: vec![agent.dns_address.to_string()], searches, options: vec!["ndots:5".into()] }
         }
-        _ if spec.dns_config.is_none() => return None,
+        _ if spec.dns_config.is_none() && (host_network(pod) || host.servers.is_empty()) => return None,
         _ => host,
     };
     if let Some(extra) = &spec.dns_config {
@@ -243,7 +259,8 @@ mod tests {
         let cluster = "shop.svc.cluster.local svc.cluster.local cluster.local example.org";
         check(json!({"containers": []}), Some(("10.96.0.10", cluster, "ndots:5")));
         check(json!({"containers": [], "hostNetwork": true}), None);
-        check(json!({"containers": [], "dnsPolicy": "Default"}), None);
+        check(json!({"containers": [], "dnsPolicy": "Default"}), Some(("192.0.2.1", "example.org", "edns0")));
+        check(json!({"containers": [], "dnsPolicy": "Default", "hostNetwork": true}), None);
         check(
             json!({"containers": [], "dnsPolicy": "ClusterFirstWithHostNet", "hostNetwork": true, "dnsConfig": {"options": [{"name": "ndots", "value": "2"}]}}),
             Some(("10.96.0.10", cluster, "ndots:2")),
@@ -252,6 +269,17 @@ mod tests {
             json!({"containers": [], "dnsPolicy": "None", "dnsConfig": {"nameservers": ["192.0.2.9"], "searches": ["x"]}}),
             Some(("192.0.2.9", "x", "")),
         );
+    }
+
+    #[test]
+    fn a_resolver_that_only_the_machine_itself_reaches_is_no_pods() {
+        let check = |own: &str, resolved: &str, expected: &str| assert_eq!(reachable_resolv(own.into(), || resolved.into()), expected);
+        let (stub, real) = ("nameserver 127.0.0.53\noptions edns0\n", "nameserver 169.254.169.254\nsearch internal\n");
+        check(stub, real, real);
+        check("nameserver ::1\n", real, real);
+        check(stub, "", stub);
+        check("nameserver 127.0.0.53\nnameserver 192.0.2.1\n", real, "nameserver 127.0.0.53\nnameserver 192.0.2.1\n");
+        check("search example.org\n", real, "search example.org\n");
     }
 
     #[test]

@@ -17,7 +17,7 @@ pub const TABLE: &str = "ip kprov";
 /// Upstream's bit for "comes from outside: answers must return through this node".
 const MASQUERADE: &str = "0x4000";
 
-/// Where clouds tell a machine's credentials to whoever asks from it: no pod may.
+/// Where clouds tell a machine's credentials to whoever asks from it: no pod may. On Google it is the resolver, too: names may be asked for.
 const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 
 /// The network as the rules need to know it.
@@ -310,6 +310,7 @@ add rule {TABLE} postrouting meta mark & {MASQUERADE} != 0 meta mark set meta ma
 {tunnelled}add rule {TABLE} postrouting ip saddr . ip daddr @{LOCAL_ENDPOINTS} masquerade
 add rule {TABLE} postrouting ip saddr {pods} ip daddr != {{ {pods}, {multicast}/4 }} masquerade fully-random
 add chain {TABLE} forward-filter {{ type filter hook forward priority filter; policy accept; }}
+add rule {TABLE} forward-filter ct state new ip saddr {pods} ip daddr {METADATA} meta l4proto {{ tcp, udp }} th dport 53 accept
 add rule {TABLE} forward-filter ct state new ip saddr {pods} ip daddr {METADATA} goto refuse
 add rule {TABLE} forward-filter ct state new jump unserved
 add chain {TABLE} output-filter {{ type filter hook output priority filter; policy accept; }}

@@ -385,6 +385,7 @@ fn packets_reach_services_from_pods_nodes_and_outside() {
     sh(&format!("ip -n {outside} address add 169.254.169.254/32 dev eth0"));
     sh(&format!("ip -n {node} route add 169.254.169.254 via 10.88.0.1"));
     serve(outside, "169.254.169.254:80", "credentials");
+    serve(outside, "169.254.169.254:53", "names");
 
     let spec = |port: u16, more: Value| {
         let mut spec = json!({"type": "NodePort", "ports": [{"port": 80, "nodePort": port}]});
@@ -443,6 +444,7 @@ fn packets_reach_services_from_pods_nodes_and_outside() {
     // What a cloud tells its machines is not for pods.
     assert_eq!(ask(node, "169.254.169.254:80"), "credentials 10.88.0.11");
     assert_eq!(ask(pod1, "169.254.169.254:80"), "ConnectionRefused");
+    assert_eq!(ask(pod1, "169.254.169.254:53"), "names 10.88.0.11");
 }
 
 /// Rules for one service with one endpoint elsewhere and node port 32000, on a node in its own namespace.

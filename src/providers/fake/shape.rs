@@ -414,5 +414,5 @@ fn gcp_catalog(blueprint: &Blueprint) -> Result<gcp::resources::Catalog> {
     let zones: Vec<String> = ["b", "c", "d"].map(|zone| format!("europe-west1-{zone}")).to_vec();
     let types = gcp::resources::types(blueprint, &gcp_settings())?;
     let offers = types.into_iter().map(|kind| (kind, zones.iter().cloned().collect())).collect();
-    Ok(gcp::resources::Catalog { zones, offers, placed: BTreeMap::new() })
+    Ok(gcp::resources::Catalog { zones, offers, ..Default::default() })
 }

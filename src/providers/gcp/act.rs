@@ -33,7 +33,7 @@ impl Gcp {
             Verb::Delete => self.delete(request, handle).await.map(|()| None),
             Verb::Await => self.settled(request, handle, progress).await,
         };
-        end.map_err(|failure| failure.error(could_not()))
+        end.map_err(|failure| self.error(failure, could_not()))
     }
 
     async fn create(&self, request: &Request, body: &Body, progress: Progress<'_>) -> Answer<Option<Observed>> {
@@ -96,6 +96,11 @@ impl Gcp {
                 _ => self.look_at(&request.id, handle).await?,
             };
             match seen {
+                // It boots, and nobody will ever learn its keys: waiting would not end.
+                Some(thing) if thing.outputs["hostKeysRefused"].is_string() => {
+                    let why = thing.outputs["hostKeysRefused"].as_str().unwrap_or_default();
+                    return Err(Failure::new(Cause::Denied, format!("could not read the guest attributes of {handle}: {why}")));
+                }
                 Some(thing) if matches!(thing.phase, Phase::Pending | Phase::Deleting) => {
                     progress(match (&thing.phase, request.id.kind.as_str()) {
                         (Phase::Deleting, _) => "going",
@@ -174,10 +179,16 @@ impl Gcp {
         if request.id.kind == MACHINE && self.is_ours(request, handle).await? {
             let (zone, name) = of_handle(handle);
             let once = uuid::Uuid::new_v4().to_string();
-            let call = self.api.instances.start().set_project(&self.settings.project).set_zone(zone).set_instance(name);
-            let operation = retry::repeatable(call.set_request_id(once)).send().await?;
+            let (project, instances) = (&self.settings.project, &self.api.instances);
+            let operation = if self.raw(MACHINE, handle).await?.is_some_and(|machine| machine["status"] == "SUSPENDED") {
+                let call = instances.resume().set_project(project).set_zone(zone).set_instance(name);
+                retry::repeatable(call.set_request_id(once)).send().await?
+            } else {
+                let call = instances.start().set_project(project).set_zone(zone).set_instance(name);
+                retry::repeatable(call.set_request_id(once)).send().await?
+            };
             progress("starting");
-            self.api.finished(&self.settings.project, super::api::plain(operation)?).await?;
+            self.api.finished(project, super::api::plain(operation)?).await?;
         }
         self.settled(request, handle, progress).await
     }

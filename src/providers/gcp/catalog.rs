@@ -2,11 +2,13 @@
 
 use super::Gcp;
 use super::api::{Answer, plain};
-use super::failure::Failure;
+use super::failure::{Cause, Failure};
 use super::look::logical_names;
 use super::operations::last;
+use super::read::{self, number};
 use super::request::{handle_of, of_handle};
 use super::resources::Catalog;
+use super::sizes;
 use crate::error::Result;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,19 +17,22 @@ impl Gcp {
     /// Zones and types are asked for once per process.
     pub(super) async fn catalog(&self, types: &BTreeSet<String>) -> Result<Catalog> {
         let read = async {
-            let (mut catalog, placed) = futures::try_join!(self.offers(types), self.placed())?;
+            let (mut catalog, placed, shares) = futures::try_join!(self.offers(types), self.placed(), self.shares())?;
             catalog.placed = placed;
+            catalog.reserved = shares.iter().filter_map(|share| read::reserved(&self.cluster.uid, share)).collect();
             Ok(catalog)
         };
-        read.await.map_err(|failure: Failure| failure.error("could not read what Google Cloud offers"))
+        read.await.map_err(|failure: Failure| self.error(failure, "could not read what Google Cloud offers"))
     }
 
     async fn offers(&self, types: &BTreeSet<String>) -> Answer<Catalog> {
         if let Some(known) = self.offers.lock().get(types) {
             return Ok(known.clone());
         }
-        let (zones, found) = futures::try_join!(self.zones(), self.machine_types(types))?;
-        let catalog = Catalog { offers: offers(&found, &zones), zones, placed: BTreeMap::new() };
+        let (custom, predefined): (Vec<&String>, Vec<&String>) = types.iter().partition(|name| sizes::is_custom(name));
+        let (zones, mut found) = futures::try_join!(self.zones(), self.machine_types(&predefined))?;
+        found.extend(self.custom_types(&custom, &zones).await?);
+        let catalog = Catalog { offers: offers(&found, &zones), cores: cores(&found), zones, ..Catalog::default() };
         self.offers.lock().insert(types.clone(), catalog.clone());
         Ok(catalog)
     }
@@ -41,7 +46,26 @@ impl Gcp {
         Ok(zones)
     }
 
-    async fn machine_types(&self, types: &BTreeSet<String>) -> Answer<Vec<Value>> {
+    /// No list has these: whether a zone takes one is the answer to asking for it there.
+    async fn custom_types(&self, types: &[&String], zones: &[String]) -> Answer<Vec<Value>> {
+        let asked = types.iter().flat_map(|name| {
+            zones.iter().map(move |zone| async move {
+                let call = self.api.machine_types.get().set_project(&self.settings.project).set_zone(zone).set_machine_type(*name);
+                match call.send().await.map_err(Failure::from) {
+                    Ok(kind) => plain(kind).map(Some),
+                    // Refused: its numbers are none that this series comes with.
+                    Err(failure) if matches!(failure.cause, Cause::NotFound | Cause::Refused) => Ok(None),
+                    Err(failure) => Err(failure),
+                }
+            })
+        });
+        Ok(futures::future::try_join_all(asked).await?.into_iter().flatten().collect())
+    }
+
+    async fn machine_types(&self, types: &[&String]) -> Answer<Vec<Value>> {
+        if types.is_empty() {
+            return Ok(Vec::new());
+        }
         let filter: Vec<String> = types.iter().map(|name| format!("(name = \"{name}\")")).collect();
         let (mut found, mut page) = (Vec::new(), None);
         loop {
@@ -65,6 +89,11 @@ impl Gcp {
         };
         Ok(handles.filter_map(place).collect())
     }
+}
+
+fn cores(found: &[Value]) -> BTreeMap<String, u64> {
+    let counted = found.iter().filter_map(|kind| Some((kind["name"].as_str()?.to_string(), number(&kind["guestCpus"])?)));
+    counted.collect()
 }
 
 /// Types by name, with the zones of the region that have them.

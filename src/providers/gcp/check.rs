@@ -3,7 +3,8 @@
 use super::Gcp;
 use super::api::{Answer, plain};
 use super::failure::{Cause, Failure};
-use super::resources::{ADDRESS, FIREWALL, HEALTH_CHECK};
+use super::resources::{ADDRESS, Catalog, FIREWALL, HEALTH_CHECK};
+use super::sizes;
 use crate::blueprint::schema::Access;
 use crate::engine::{Observed, Resource};
 use crate::error::{Error, Result};
@@ -20,9 +21,10 @@ impl Gcp {
                 let existing = self.look_at_all().await?;
                 let new: Vec<&Resource> =
                     resources.iter().filter(|wish| !existing.iter().any(|thing: &Observed| thing.id == wish.id)).collect();
-                problems.extend(quota(&new, &[project, region]));
-                problems.extend(self.types(resources).await?);
-                problems.extend(self.images(resources).await);
+                let catalog = self.catalog(&texts(resources, "machineType")).await?;
+                problems.extend(quota(&new, &[project, region], &catalog.cores));
+                problems.extend(self.types(resources, &catalog));
+                problems.extend(self.images(resources, &new).await);
             }
             // Without an answer to this nothing else can be asked.
             Err(failure) => problems.push(failure.error(format!("could not use project {}", self.settings.project))),
@@ -42,29 +44,43 @@ impl Gcp {
         }
     }
 
-    async fn types(&self, resources: &[Resource]) -> Result<Vec<Error>> {
-        let wanted: BTreeSet<String> = texts(resources, "machineType");
-        let catalog = self.catalog(&wanted).await?;
+    fn types(&self, resources: &[Resource], catalog: &Catalog) -> Vec<Error> {
+        let wanted = texts(resources, "machineType");
         let missing = wanted.iter().filter(|kind| !catalog.offers.contains_key(*kind));
-        Ok(missing
+        missing
             .map(|kind| {
                 Error::input(format!("region {} has no machine type {kind}", self.settings.region))
                     .hint("name another one in spec.providers.gcp.machineTypes, or another region")
             })
-            .collect())
+            .collect()
     }
 
-    async fn images(&self, resources: &[Resource]) -> Vec<Error> {
+    async fn images(&self, resources: &[Resource], new: &[&Resource]) -> Vec<Error> {
         let mut problems = Vec::new();
         for image in texts(resources, "image") {
             let (project, family) = image.split_once('/').unwrap_or_default();
-            if let Err(error) = self.api.images.get_from_family().set_project(project).set_family(family).send().await {
-                let hint = "name another one in spec.providers.gcp.image, e.g. debian-cloud/debian-12";
-                problems.push(Failure::from(error).error(format!("could not find image family {image}")).hint(hint));
+            match self.api.images.get_from_family().set_project(project).set_family(family).send().await {
+                Ok(found) => problems.extend(disks(new, &image, found.disk_size_gb.unwrap_or_default().unsigned_abs())),
+                Err(error) => {
+                    let hint = "name another one in spec.providers.gcp.image, e.g. debian-cloud/debian-12";
+                    problems.push(Failure::from(error).error(format!("could not find image family {image}")).hint(hint));
+                }
             }
         }
         problems
     }
+}
+
+/// An image does not fit onto a smaller disk than its own.
+fn disks(new: &[&Resource], image: &str, gib: u64) -> Vec<Error> {
+    let machines = new.iter().filter(|wish| wish.id.kind == MACHINE && wish.spec["image"] == image);
+    let disk = |wish: &&Resource| Some((wish.spec["group"].as_str()?.to_string(), wish.spec["diskBytes"].as_u64()? >> 30));
+    let groups: BTreeMap<String, u64> = machines.filter_map(disk).filter(|(_, disk)| *disk < gib).collect();
+    let problem = |(group, disk): (String, u64)| {
+        Error::input(format!("image family {image} needs a disk of {gib} GiB, machines of group {group} have {disk}"))
+            .hint(format!("write size: {{disk: {gib}Gi}} or more for group {group}"))
+    };
+    groups.into_iter().map(problem).collect()
 }
 
 /// Distinct texts of a field over all machines.
@@ -81,20 +97,22 @@ fn access(resources: &[Resource]) -> Vec<Error> {
 }
 
 /// What is to be made, against what the project and the region have left.
-fn quota(new: &[&Resource], owners: &[Value]) -> Vec<Error> {
+fn quota(new: &[&Resource], owners: &[Value], cores: &BTreeMap<String, u64>) -> Vec<Error> {
     let count = |kind: &str| new.iter().filter(|wish| wish.id.kind == kind).count() as f64;
     let machines = || new.iter().filter(|wish| wish.id.kind == MACHINE);
-    let gib: u64 = machines().filter_map(|wish| wish.spec["diskBytes"].as_u64()).sum::<u64>() >> 30;
-    let cores = |prefix: &str| {
-        let of = |kind: &str| kind.strip_prefix(prefix).map(|rest| rest.rsplit('-').next().and_then(|n| n.parse().ok()).unwrap_or(2.0));
-        machines().filter_map(|wish| of(wish.spec["machineType"].as_str()?)).sum::<f64>()
-    };
+    let types = || machines().filter_map(|wish| Some((wish, wish.spec["machineType"].as_str()?)));
+    let on_ssds = types().filter(|(_, kind)| sizes::disk_type(kind) != sizes::HYPERDISK);
+    let gib: u64 = on_ssds.filter_map(|(wish, _)| wish.spec["diskBytes"].as_u64()).sum::<u64>() >> 30;
+    let mut by_series: BTreeMap<String, f64> = BTreeMap::new();
+    for (_, kind) in types() {
+        // A type that nobody sells is said elsewhere.
+        *by_series.entry(sizes::core_quota(kind)).or_default() += cores.get(kind).copied().unwrap_or_default() as f64;
+    }
     let listeners = new.iter().filter(|wish| wish.id.kind == LOAD_BALANCER);
     let rules: usize = listeners.map(|wish| wish.spec["listeners"].as_array().map_or(0, Vec::len)).sum();
-    let wanted = BTreeMap::from([
+    let mut wanted = BTreeMap::from([
         ("INSTANCES", count(MACHINE)),
-        ("CPUS", cores("e2-")),
-        ("N2_CPUS", cores("n2-")),
+        ("CPUS_ALL_REGIONS", by_series.values().sum::<f64>()),
         ("SSD_TOTAL_GB", gib as f64),
         ("IN_USE_ADDRESSES", count(MACHINE)),
         ("STATIC_ADDRESSES", count(ADDRESS)),
@@ -103,6 +121,7 @@ fn quota(new: &[&Resource], owners: &[Value]) -> Vec<Error> {
         ("HEALTH_CHECKS", count(HEALTH_CHECK)),
         ("FORWARDING_RULES", rules as f64),
     ]);
+    wanted.extend(by_series.iter().map(|(metric, count)| (metric.as_str(), *count)));
     let quotas = owners.iter().flat_map(|owner| owner["quotas"].as_array().into_iter().flatten());
     quotas.filter_map(|quota| short(quota, &wanted)).collect()
 }
@@ -146,19 +165,41 @@ mod tests {
     }
 
     fn check(left: &[(&str, f64)], expected: &[&str]) {
-        let machines = [machine("a", "e2-standard-4"), machine("b", "e2-medium"), machine("c", "n2-standard-48")];
+        let machines =
+            [machine("a", "e2-custom-4-8192"), machine("b", "e2-medium"), machine("c", "n2-standard-48"), machine("d", "n4-x-2")];
+        let cores = [("e2-custom-4-8192", 4), ("e2-medium", 2), ("n2-standard-48", 48), ("n4-x-2", 2)];
+        let cores = cores.map(|(kind, count)| (kind.to_string(), count)).into();
         let quotas: Vec<Value> = left.iter().map(|(metric, left)| json!({"metric": metric, "limit": left + 10.0, "usage": 10.0})).collect();
-        let problems = quota(&machines.iter().collect::<Vec<_>>(), &[json!({"quotas": quotas})]);
+        let problems = quota(&machines.iter().collect::<Vec<_>>(), &[json!({"quotas": quotas})], &cores);
         assert_eq!(problems.iter().map(Error::to_string).collect::<Vec<_>>(), expected);
     }
 
     #[test]
     fn quota_is_added_up_before_anything_is_made() {
-        check(&[("INSTANCES", 3.0), ("CPUS", 6.0), ("N2_CPUS", 48.0), ("SSD_TOTAL_GB", 60.0)], &[]);
+        check(&[("INSTANCES", 4.0), ("CPUS", 6.0), ("N2_CPUS", 48.0), ("SSD_TOTAL_GB", 60.0), ("CPUS_ALL_REGIONS", 56.0)], &[]);
         check(
-            &[("INSTANCES", 2.0), ("CPUS", 5.0), ("SSD_TOTAL_GB", 60.0), ("SNAPSHOTS", 0.0)],
-            &["quota INSTANCES: 3 more are needed, 2 are left", "quota CPUS: 6 more are needed, 5 are left"],
+            &[("INSTANCES", 3.0), ("CPUS", 5.0), ("SSD_TOTAL_GB", 60.0), ("SNAPSHOTS", 0.0), ("CPUS_ALL_REGIONS", 32.0)],
+            &[
+                "quota INSTANCES: 4 more are needed, 3 are left",
+                "quota CPUS: 6 more are needed, 5 are left",
+                "quota CPUS_ALL_REGIONS: 56 more are needed, 32 are left",
+            ],
         );
+    }
+
+    #[test]
+    fn an_image_that_is_larger_than_a_disk_is_a_problem_of_the_group() {
+        let mut machines = [machine("a", "e2-medium"), machine("b", "e2-medium")];
+        for (machine, group) in machines.iter_mut().zip(["small", "large"]) {
+            machine.spec["group"] = json!(group);
+            machine.spec["image"] = json!("rocky-linux-cloud/rocky-linux-9");
+        }
+        machines[1].spec["diskBytes"] = json!(50u64 << 30);
+        let all: Vec<&Resource> = machines.iter().collect();
+        let said = |gib: u64| disks(&all, "rocky-linux-cloud/rocky-linux-9", gib).iter().map(Error::to_string).collect::<Vec<_>>();
+        assert_eq!(said(20), Vec::<String>::new());
+        assert_eq!(said(21), ["image family rocky-linux-cloud/rocky-linux-9 needs a disk of 21 GiB, machines of group small have 20"]);
+        assert!(disks(&all, "debian-cloud/debian-12", 100).is_empty());
     }
 
     #[test]

@@ -18,7 +18,7 @@ const OWNER: &str = "kprov-epoch-owner";
 #[async_trait]
 impl EpochStore for Gcp {
     async fn read(&self) -> Result<Option<Epoch>> {
-        let read = self.epochs_there().await.map_err(|failure| failure.error("could not read who writes"))?;
+        let read = self.epochs_there().await.map_err(|failure| self.error(failure, "could not read who writes"))?;
         Ok(read.into_iter().max_by_key(|epoch| epoch.epoch))
     }
 
@@ -31,7 +31,7 @@ impl EpochStore for Gcp {
             return Ok(false);
         }
         let written = self.write_epoch(next).await;
-        written.map_err(|failure| failure.error("could not become the cluster's writer"))?;
+        written.map_err(|failure| self.error(failure, "could not become the cluster's writer"))?;
         // Whoever made the same number first, or a higher one meanwhile, is the writer.
         let ours = EpochStore::read(self).await?.as_ref() == Some(next);
         if ours {

@@ -51,11 +51,13 @@ impl Failure {
         };
         let (codes, mut texts) = (text_of("code"), text_of("message"));
         texts.extend(operation["httpErrorMessage"].as_str().filter(|_| errors.is_none()).map(str::to_string));
-        Some(Failure::new(cause(status, &codes), texts.join("; ")))
+        let text = texts.join("; ");
+        Some(Failure::new(cause(status, &codes, &text), text))
     }
 
     pub fn cause_of(error: &SdkError) -> Cause {
-        cause(error.http_status_code(), &reasons(error))
+        let text = error.status().map_or("", |status| status.message.as_str());
+        cause(error.http_status_code(), &reasons(error), text)
     }
 
     /// `what` reads "could not ...".
@@ -72,6 +74,11 @@ impl Failure {
         }
     }
 
+    /// An organization's policy forbids it: no role helps.
+    pub fn is_policy(&self) -> bool {
+        is_policy(&self.text)
+    }
+
     fn hint(&self) -> Option<String> {
         let hint = match self.cause {
             Cause::Quota => "ask for more quota at https://console.cloud.google.com/iam-admin/quotas or make the blueprint smaller; \
@@ -80,10 +87,7 @@ impl Failure {
             Cause::Capacity => "choose another type in spec.providers.gcp.machineTypes or another region, or try again later; \
                                 kprov up goes on from here, kprov down takes away what exists"
                 .into(),
-            Cause::Denied => match permission(&self.text) {
-                Some(permission) => format!("the credentials lack {permission}: grant a role that has it"),
-                None => "grant the credentials' account a role with this permission".into(),
-            },
+            Cause::Denied => denied(&self.text),
             Cause::Disabled => "enable it: gcloud services enable compute.googleapis.com file.googleapis.com".into(),
             Cause::Unauthenticated => "sign in: gcloud auth application-default login, or set GOOGLE_APPLICATION_CREDENTIALS".into(),
             Cause::InUse => "something outside of the cluster uses it; take that away first".into(),
@@ -135,11 +139,14 @@ fn chain(error: &dyn std::error::Error) -> String {
 }
 
 /// Reasons are written `quotaExceeded` in replies and `QUOTA_EXCEEDED` in operations.
-pub fn cause(status: Option<u16>, reasons: &[String]) -> Cause {
+pub fn cause(status: Option<u16>, reasons: &[String], text: &str) -> Cause {
     let reasons: Vec<String> = reasons.iter().map(|reason| reason.replace('_', "").to_ascii_lowercase()).collect();
     let says = |part: &str| reasons.iter().any(|reason| reason.contains(part));
     match status {
-        _ if says("ratelimitexceeded") => Cause::Transient,
+        // Google gives an organization's policy the reason of an outdated fingerprint.
+        _ if is_policy(text) => Cause::Denied,
+        // A quota by its name, but one that empties by itself: of operations at once.
+        _ if says("ratelimitexceeded") || says("concurrentoperationsquota") => Cause::Transient,
         _ if says("quotaexceeded") => Cause::Quota,
         _ if says("poolexhausted") || says("stockout") => Cause::Capacity,
         _ if says("resourcenotready") || says("aborted") || says("operationinprogress") => Cause::NotReady,
@@ -160,6 +167,29 @@ pub fn cause(status: Option<u16>, reasons: &[String]) -> Cause {
     }
 }
 
+/// What an organization's policy forbids: "Constraint constraints/compute.requireOsLogin violated for project 1".
+fn is_policy(text: &str) -> bool {
+    text.contains("onstraint constraints/") || text.contains("violated for project") || text.contains("denied by org policy")
+}
+
+/// The next step when Google says no.
+fn denied(text: &str) -> String {
+    if is_policy(text) {
+        let constraint = text.split(|letter: char| !letter.is_ascii_alphanumeric() && !"./".contains(letter));
+        let constraint = constraint.map(|word| word.trim_end_matches('.')).find(|word| word.contains("onstraints/"));
+        let named = constraint.map_or_else(|| "a constraint of the organization's policy".into(), |name| format!("the policy {name}"));
+        return format!("{named} forbids it: ask who keeps the organization's policies for an exception for this project");
+    }
+    if text.contains("guest attributes of") && permission(text).is_none() {
+        return "host keys are read there: no policy (constraints/compute.disableGuestAttributesAccess) may forbid it for this project"
+            .into();
+    }
+    match permission(text) {
+        Some(permission) => format!("the credentials lack {permission}: grant a role that has it"),
+        None => "grant the credentials' account a role with this permission".into(),
+    }
+}
+
 /// `compute.instances.create` out of "Required 'compute.instances.create' permission for ...".
 fn permission(text: &str) -> Option<&str> {
     text.split(['\'', '"', ' ']).find(|word| {
@@ -174,7 +204,7 @@ mod tests {
     use serde_json::json;
 
     fn check(status: u16, reason: &str, expected: Cause) {
-        assert_eq!(cause(Some(status), &[reason.to_string()]), expected, "{status} {reason}");
+        assert_eq!(cause(Some(status), &[reason.to_string()], "a text"), expected, "{status} {reason}");
     }
 
     #[test]
@@ -188,6 +218,7 @@ mod tests {
         check(400, "invalid", Cause::Refused);
         check(403, "rateLimitExceeded", Cause::Transient);
         check(403, "quotaExceeded", Cause::Quota);
+        check(403, "CONCURRENT_OPERATIONS_QUOTA_EXCEEDED", Cause::Transient);
         check(403, "accessNotConfigured", Cause::Disabled);
         check(403, "forbidden", Cause::Denied);
         check(429, "", Cause::Transient);
@@ -216,5 +247,32 @@ mod tests {
         let error = Failure::new(Cause::Denied, text).error("could not create machine/a");
         assert!(error.hints()[0].contains("lack compute.instances.create:"), "{:?}", error.hints());
         assert_eq!(error.kind, Kind::Provider);
+    }
+
+    #[test]
+    fn what_an_organization_forbids_is_denied_and_the_constraint_is_named() {
+        let check = |text: &str, named: &str| {
+            for (status, reason) in [(412, "conditionNotMet"), (400, "CONDITION_NOT_MET")] {
+                assert_eq!(cause(Some(status), &[reason.to_string()], text), Cause::Denied, "{text}");
+            }
+            let error = Failure::new(Cause::Denied, text).error("could not create machine/a");
+            assert!(error.hints()[0].starts_with(named) && error.kind == Kind::Provider, "{:?}", error.hints());
+        };
+        let login = "Constraint constraints/compute.requireOsLogin violated for project 123456.";
+        check(login, "the policy constraints/compute.requireOsLogin forbids");
+        let own = "Operation denied by org policy on resource 'projects/1': [\"customConstraints/custom.small\": \"no\"].";
+        check(own, "the policy customConstraints/custom.small forbids");
+        check("Something is violated for project 1.", "a constraint of the organization's policy forbids");
+        let fingerprint = "Supplied fingerprint does not match current metadata fingerprint.";
+        assert_eq!(cause(Some(412), &["conditionNotMet".into()], fingerprint), Cause::Changed);
+    }
+
+    #[test]
+    fn operations_that_are_too_many_at_once_are_waited_for_whatever_else_the_reply_says() {
+        let body = r#"{"error": {"code": 403, "message": "Rate Limit Exceeded", "errors": [{"reason": "rateLimitExceeded"}], "details": [
+            {"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "CONCURRENT_OPERATIONS_QUOTA_EXCEEDED", "domain": "d"}]}}"#;
+        let status = google_cloud_gax::error::rpc::Status::try_from(&bytes::Bytes::from(body)).expect("an error's body");
+        let error = SdkError::service_with_http_metadata(status, Some(403), None);
+        assert_eq!(Failure::from(error).cause, Cause::Transient);
     }
 }

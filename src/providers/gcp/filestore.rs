@@ -4,6 +4,7 @@ use super::Gcp;
 use super::api::{Answer, plain, typed};
 use super::failure::{Cause, Failure, cause};
 use super::names;
+use super::operations::last;
 use super::read::number;
 use super::request::{Body, of_handle};
 use super::retry;
@@ -43,6 +44,9 @@ impl Gcp {
         loop {
             let call = self.api.filestore.list_instances().set_parent(self.location("-")).set_page_token(page);
             let answer = call.set_filter(names::label_filter(&self.cluster.uid)).send().await?;
+            if let Some(zone) = unseen(&answer.unreachable, &self.settings.region) {
+                return Err(Failure::new(Cause::Transient, format!("Filestore cannot see into {zone} at the moment")));
+            }
             found.extend(answer.instances.into_iter().filter_map(|instance| plain(instance).ok()));
             page = answer.next_page_token;
             if page.is_empty() {
@@ -108,6 +112,14 @@ impl Gcp {
     }
 }
 
+/// A location of ours that a list leaves out: what is missing in such a list may be there all the same.
+fn unseen<'a>(unreachable: &'a [String], region: &str) -> Option<&'a str> {
+    unreachable
+        .iter()
+        .map(|location| last(location))
+        .find(|location| location.strip_prefix(region).is_some_and(|zone| zone.is_empty() || zone.starts_with('-')))
+}
+
 /// A finished operation's own error.
 fn failure(operation: &Value) -> Option<Failure> {
     let error = operation.get("error").filter(|error| !error.is_null())?;
@@ -117,7 +129,7 @@ fn failure(operation: &Value) -> Option<Failure> {
         Some(&"RESOURCE_EXHAUSTED") => Failure::new(Cause::Quota, text),
         Some(&"PERMISSION_DENIED") => Failure::new(Cause::Denied, text),
         Some(&"UNAVAILABLE" | &"INTERNAL") => Failure::new(Cause::Transient, text),
-        name => Failure::new(cause(None, &[name.unwrap_or(&"UNKNOWN").to_string()]), text),
+        name => Failure::new(cause(None, &[name.unwrap_or(&"UNKNOWN").to_string()], text), text),
     })
 }
 
@@ -134,5 +146,14 @@ mod tests {
         assert_eq!(failed(14), Some(Cause::Transient));
         assert_eq!(failed(9), Some(Cause::Refused));
         assert_eq!(failure(&json!({"done": true, "response": {}})), None);
+    }
+
+    #[test]
+    fn only_a_location_of_the_clusters_own_region_matters_when_it_is_not_seen() {
+        let check = |unreachable: &str, expected: Option<&str>| assert_eq!(unseen(&[unreachable.into()], "europe-west1"), expected);
+        check("projects/p/locations/europe-west1-b", Some("europe-west1-b"));
+        check("europe-west1", Some("europe-west1"));
+        check("projects/p/locations/europe-west10-a", None);
+        check("us-east1-b", None);
     }
 }

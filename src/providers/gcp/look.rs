@@ -28,6 +28,10 @@ const BY_NAME: [&str; 7] = [NETWORK, SUBNETWORK, FIREWALL, ADDRESS, HEALTH_CHECK
 /// Between two lists of all machines, however many are waited for: Compute Engine allows 1,500 a minute.
 const APART: Duration = Duration::from_millis(250);
 
+/// Between two questions about single machines: with the lists of all, below the 1,500 reads a minute. The first so many are free.
+const BETWEEN_GUESTS: Duration = Duration::from_millis(80);
+const GUESTS_AT_ONCE: u32 = 50;
+
 /// When a list of all machines began, and what it said.
 pub type SharedList = tokio::sync::Mutex<Option<(Instant, Arc<Vec<Value>>)>>;
 
@@ -47,7 +51,7 @@ impl Gcp {
             all.extend(shares.iter().filter_map(|share| read::observed(&self.cluster.uid, share, &Beside::default())));
             Ok(all)
         };
-        looked.await.map_err(|failure: Failure| failure.error("could not look at what exists in Google Cloud"))
+        looked.await.map_err(|failure: Failure| self.error(failure, "could not look at what exists in Google Cloud"))
     }
 
     /// One thing of ours under its handle; `None` when nothing of ours is there.
@@ -129,14 +133,22 @@ impl Gcp {
     }
 
     async fn machine(&self, instance: &Value) -> Answer<Option<Observed>> {
-        let host_keys = if instance["status"] == "RUNNING" { self.host_keys(instance).await? } else { Vec::new() };
-        Ok(read::observed(&self.cluster.uid, instance, &Beside { host_keys, members: vec![] }))
+        let mut beside = Beside::default();
+        if instance["status"] == "RUNNING" {
+            match self.host_keys(instance).await {
+                Ok(keys) => beside.host_keys = keys,
+                // Looks must go on where a policy or a missing permission hides the keys: `down` needs none.
+                Err(failure) if is_for_good(failure.cause) => beside.refused = Some(failure.text),
+                Err(failure) => return Err(failure),
+            }
+        }
+        Ok(read::observed(&self.cluster.uid, instance, &beside))
     }
 
     async fn thing(&self, thing: Value, names: &BTreeMap<String, String>) -> Answer<Option<Observed>> {
         let is_group = names::mark(&self.cluster.uid, &thing).is_some_and(|mark| mark.id.kind == INSTANCE_GROUP);
         let members = if is_group { self.members(&thing, names).await? } else { Vec::new() };
-        Ok(read::observed(&self.cluster.uid, &thing, &Beside { host_keys: vec![], members }))
+        Ok(read::observed(&self.cluster.uid, &thing, &Beside { members, ..Beside::default() }))
     }
 
     /// What the guest has published. Kept by the instance's number: another instance of this name has other keys.
@@ -145,6 +157,8 @@ impl Gcp {
         if let Some(known) = self.host_keys.lock().get(&number) {
             return Ok(known.clone());
         }
+        let turn = turn(Instant::now(), &mut self.asked_guests.lock());
+        tokio::time::sleep_until(turn).await;
         let handle = handle_of(instance);
         let (zone, name) = of_handle(&handle);
         let call = self.api.instances.get_guest_attributes().set_project(&self.settings.project).set_zone(zone).set_instance(name);
@@ -192,6 +206,20 @@ impl Gcp {
     }
 }
 
+/// When the next question about a single machine may be asked: at once while few are, and in a row that grows with those that wait. `last`
+/// is where the row ends.
+fn turn(now: Instant, last: &mut Option<Instant>) -> Instant {
+    let quiet = now - BETWEEN_GUESTS * (GUESTS_AT_ONCE - 1);
+    let free = last.map_or(quiet, |last| quiet.max(last + BETWEEN_GUESTS));
+    *last = Some(free);
+    free.max(now)
+}
+
+/// Another try would be refused, too. What is outdated (412) says of guest attributes that a policy forbids them.
+fn is_for_good(cause: Cause) -> bool {
+    matches!(cause, Cause::Denied | Cause::Refused | Cause::Changed)
+}
+
 /// Instance name to machine name.
 pub(super) fn logical_names(uid: &str, instances: &[Value]) -> BTreeMap<String, String> {
     let named = instances.iter().filter_map(|instance| Some((instance["name"].as_str()?.to_string(), names::mark(uid, instance)?.id.name)));
@@ -203,4 +231,23 @@ fn serving(all: &[Observed]) -> Vec<String> {
     let groups = all.iter().filter(|thing| thing.id.kind == INSTANCE_GROUP);
     let members = groups.flat_map(|group| group.spec["machines"].as_array().into_iter().flatten().filter_map(Value::as_str));
     members.map(str::to_string).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn few_machines_are_asked_at_once_and_many_stay_below_the_rate_limit() {
+        let (start, mut last) = (Instant::now(), None);
+        // As many that boot as wait in a large cluster, each asking every second for five minutes.
+        let asked: Vec<Duration> = (0..5 * 60 * 500).map(|_| turn(start, &mut last) - start).collect();
+        assert_eq!(asked[GUESTS_AT_ONCE as usize - 1], Duration::ZERO, "a small cluster never waits");
+        let first_minute = asked.iter().filter(|when| **when < Duration::from_secs(60)).count();
+        let lists = Duration::from_secs(60).as_millis() / APART.as_millis();
+        assert!((700..1500 - lists as usize).contains(&first_minute), "{first_minute}");
+        // After a quiet while the first are free again.
+        let later = start + Duration::from_secs(5 * 60 * 500);
+        assert_eq!((0..GUESTS_AT_ONCE).map(|_| turn(later, &mut last)).max(), Some(later));
+    }
 }

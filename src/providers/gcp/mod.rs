@@ -28,7 +28,7 @@ use self::settings::Settings;
 use crate::blueprint::Blueprint;
 use crate::engine::handoff::{self, EpochStore};
 use crate::engine::{Action, Cluster, Door, Id, Inputs, Observed, Pace, Progress, Request, Resource, Verb};
-use crate::error::{Context as _, Kind, Result};
+use crate::error::{Context as _, Error, Kind, Result};
 use crate::providers::ownership::{CLUSTER_NAME, CLUSTER_UID};
 use crate::providers::resources::{FILESYSTEM, LOAD_BALANCER, MACHINE, NETWORK};
 use crate::providers::{self, Context, Delivery, Fabric, Provider};
@@ -53,6 +53,10 @@ pub struct Gcp {
     host_keys: Mutex<HashMap<String, Vec<String>>>,
     offers: Mutex<BTreeMap<BTreeSet<String>, Catalog>>,
     machines: look::SharedList,
+    /// Until when questions about single machines are given out.
+    asked_guests: Mutex<Option<tokio::time::Instant>>,
+    /// Inside the cluster: whom Google takes this process for.
+    account: Option<String>,
 }
 
 /// What the loop inside is given: nothing secret, its machine's service account is its identity.
@@ -60,6 +64,9 @@ pub struct Gcp {
 struct Credentials {
     cluster: Cluster,
     settings: Settings,
+    /// Its whole name: inside, nobody may be allowed to ask for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    account: Option<String>,
 }
 
 pub async fn connect(settings: &providers::Settings, cluster: &Cluster) -> Result<Gcp> {
@@ -72,10 +79,11 @@ pub async fn connect(settings: &providers::Settings, cluster: &Cluster) -> Resul
 }
 
 pub async fn from_credentials(credentials: &Value) -> Result<Gcp> {
-    let Credentials { cluster, settings } =
+    let Credentials { cluster, settings, account } =
         Credentials::deserialize(credentials).or_fail(Kind::Input, || "could not read the credentials for Google Cloud")?;
     let api = Api::connect(&settings).await?;
-    Ok(Gcp::new(cluster, settings, api))
+    let account = account.unwrap_or_else(|| settings.service_account.clone());
+    Ok(Gcp { account: Some(account), ..Gcp::new(cluster, settings, api) })
 }
 
 /// Every cluster of the project, in all regions.
@@ -105,6 +113,15 @@ fn cluster_of(trace: &Value) -> Option<Cluster> {
     Some(Cluster { name: texts.get(CLUSTER_NAME)?.clone(), uid: uid.clone() })
 }
 
+/// The next step when the loop's account may not do its work: what it needs, as a line to type.
+fn grants(project: &str, account: &str) -> String {
+    format!(
+        "the loop inside acts as {account}, the control planes' service account: grant it roles/compute.admin (gcloud projects \
+         add-iam-policy-binding {project} --member serviceAccount:{account} --role roles/compute.admin), roles/file.editor where there \
+         are filesystems, and roles/iam.serviceAccountUser on itself"
+    )
+}
+
 /// Where a cluster is, when nothing but its own things say so.
 async fn region_of(api: &Api, settings: &Settings, cluster: &Cluster) -> Result<Option<String>> {
     let traces = traces(api, settings).await?;
@@ -114,7 +131,32 @@ async fn region_of(api: &Api, settings: &Settings, cluster: &Cluster) -> Result<
 
 impl Gcp {
     fn new(cluster: Cluster, settings: Settings, api: Api) -> Gcp {
-        Gcp { cluster, settings, api, host_keys: Mutex::default(), offers: Mutex::default(), machines: look::SharedList::default() }
+        let (host_keys, offers, machines) = (Mutex::default(), Mutex::default(), look::SharedList::default());
+        Gcp { cluster, settings, api, host_keys, offers, machines, asked_guests: Mutex::default(), account: None }
+    }
+
+    /// `what` reads "could not ...". What the loop inside may not do is its machine's service account's to be granted.
+    fn error(&self, failure: Failure, what: impl Into<String>) -> Error {
+        let is_denied = failure.cause == Cause::Denied && !failure.is_policy();
+        let error = failure.error(what);
+        match self.account.as_deref().filter(|_| is_denied) {
+            Some(account) => error.hint(grants(&self.settings.project, account)),
+            None => error,
+        }
+    }
+
+    /// The loop's identity by its whole name.
+    async fn loop_account(&self) -> Result<String> {
+        let named = &self.settings.service_account;
+        if let Some(account) = &self.account {
+            return Ok(account.clone());
+        }
+        if named != "default" {
+            return Ok(named.clone());
+        }
+        let project = self.api.projects.get().set_project(&self.settings.project).send().await.map_err(Failure::from);
+        let project = project.map_err(|failure| failure.error(format!("could not use project {}", self.settings.project)))?;
+        Ok(project.default_service_account.unwrap_or_else(|| named.clone()))
     }
 
     fn place<'a>(&'a self, zone: &'a str) -> Place<'a> {
@@ -182,7 +224,8 @@ impl Provider for Gcp {
     }
 
     async fn loop_credentials(&self) -> Result<Value> {
-        let credentials = Credentials { cluster: self.cluster.clone(), settings: self.settings.clone() };
+        let account = Some(self.loop_account().await?);
+        let credentials = Credentials { cluster: self.cluster.clone(), settings: self.settings.clone(), account };
         serde_json::to_value(credentials).or_fail(Kind::Internal, || "could not write credentials")
     }
 
@@ -197,7 +240,7 @@ impl Provider for Gcp {
             kind => Err(Failure::new(Cause::Refused, format!("a {kind} lets nobody in"))),
         };
         let set = self.set_keys(&machine.handle, add).await;
-        set.map_err(|failure| failure.error(format!("could not get back into {}", machine.id)))
+        set.map_err(|failure| self.error(failure, format!("could not get back into {}", machine.id)))
     }
 
     fn fabric(&self) -> Fabric {

@@ -7,6 +7,7 @@ use super::resources::*;
 use crate::engine::{Id, Observed, Phase};
 use crate::providers::ownership::Mark;
 use crate::providers::resources::{FILESYSTEM, LOAD_BALANCER, ListenerSpec, MACHINE, NETWORK};
+use ipnet::Ipv4Net;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
@@ -15,6 +16,8 @@ use std::collections::BTreeMap;
 pub struct Beside {
     /// An instance's, from its guest attributes.
     pub host_keys: Vec<String>,
+    /// Why nobody may read those.
+    pub refused: Option<String>,
     /// An instance group's members, by machine name.
     pub members: Vec<String>,
 }
@@ -104,7 +107,7 @@ fn machine_phase(thing: &Value, host_keys: &[String]) -> Phase {
         "RUNNING" if host_keys.is_empty() || thing["networkInterfaces"][0]["networkIP"].is_null() => Phase::Pending,
         "RUNNING" => Phase::Ready,
         "PROVISIONING" | "STAGING" | "REPAIRING" | "PENDING" => Phase::Pending,
-        "STOPPING" | "PENDING_STOP" | "DEPROVISIONING" => Phase::Deleting,
+        "STOPPING" | "PENDING_STOP" | "SUSPENDING" | "DEPROVISIONING" => Phase::Deleting,
         status => Phase::Broken(format!("the instance is {status}")),
     }
 }
@@ -136,14 +139,18 @@ fn machine_outputs(thing: &Value, beside: &Beside) -> Value {
     let interface = &thing["networkInterfaces"][0];
     let private = &interface["networkIP"];
     let public = &interface["accessConfigs"][0]["natIP"];
-    json!({
+    let mut outputs = json!({
         "address": if public.is_null() { private } else { public },
         "privateAddress": private,
         "sshPort": 22,
         "sshUser": SSH_USER,
         "hostKeys": beside.host_keys,
         "zone": thing["zone"].as_str().map(last),
-    })
+    });
+    if let Some(why) = &beside.refused {
+        outputs["hostKeysRefused"] = json!(why);
+    }
+    outputs
 }
 
 /// `ssh-ed25519 AAAA...` lines out of the guest attributes below `hostkeys/`.
@@ -177,6 +184,12 @@ fn filesystem(uid: &str, thing: &Value) -> Option<Observed> {
         needs: vec![Id::new(NETWORK, &cluster.name)],
         id,
     })
+}
+
+/// A filesystem of ours and its range of addresses.
+pub fn reserved(uid: &str, thing: &Value) -> Option<(String, Ipv4Net)> {
+    let mark = names::mark(uid, thing)?;
+    Some((mark.id.name, thing["networks"][0]["reservedIpRange"].as_str()?.parse().ok()?))
 }
 
 /// The SDK gives Filestore's enumerations by number.
@@ -246,7 +259,7 @@ mod tests {
     }
 
     fn beside() -> Beside {
-        Beside { host_keys: vec!["ssh-ed25519 HHHH".into()], members: vec![] }
+        Beside { host_keys: vec!["ssh-ed25519 HHHH".into()], ..Beside::default() }
     }
 
     #[test]
@@ -267,6 +280,8 @@ mod tests {
         assert_eq!(phase("RUNNING", &Beside::default()), Phase::Pending);
         assert_eq!(phase("STAGING", &beside()), Phase::Pending);
         assert_eq!(phase("STOPPING", &beside()), Phase::Deleting);
+        assert_eq!(phase("SUSPENDING", &beside()), Phase::Deleting);
+        assert_eq!(phase("SUSPENDED", &beside()), Phase::Broken("the instance is SUSPENDED".into()));
         assert_eq!(phase("TERMINATED", &beside()), Phase::Broken("the instance is TERMINATED".into()));
     }
 

@@ -4,6 +4,7 @@ use super::names;
 use super::operations::last;
 use super::resources::*;
 use super::settings::Settings;
+use super::sizes;
 use crate::engine::{Action, Cluster, Id, Inputs, Pace, Request, Verb};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::providers::ownership::Mark;
@@ -159,7 +160,7 @@ impl Writer<'_> {
                 "initializeParams": {
                     "sourceImage": format!("projects/{image_project}/global/images/family/{family}"),
                     "diskSizeGb": gib.to_string(),
-                    "diskType": format!("{zone_path}/diskTypes/pd-balanced"),
+                    "diskType": format!("{zone_path}/diskTypes/{}", sizes::disk_type(&text(&spec["machineType"]))),
                     "labels": self.mark().labels(),
                 },
             }],
@@ -183,7 +184,11 @@ impl Writer<'_> {
         json!({
             "tier": "BASIC_HDD",
             "fileShares": [{"name": SHARE, "capacityGb": gib.to_string()}],
-            "networks": [{"network": names::of_cluster(self.cluster, NETWORK), "modes": ["MODE_IPV4"]}],
+            "networks": [{
+                "network": names::of_cluster(self.cluster, NETWORK),
+                "modes": ["MODE_IPV4"],
+                "reservedIpRange": self.action.spec["range"],
+            }],
         })
     }
 

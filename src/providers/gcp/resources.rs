@@ -10,8 +10,9 @@ use crate::error::Result;
 use crate::providers::firewall::{self, From, Protocol, Rule};
 use crate::providers::resources::{self as neutral, FILESYSTEM, FilesystemSpec, LOAD_BALANCER, LoadBalancerSpec, MACHINE, MachineSpec};
 use crate::providers::{Context, Delivery, HEALTH_PORT};
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
 
 pub const SUBNETWORK: &str = "subnetwork";
@@ -23,6 +24,11 @@ pub const BACKEND_SERVICE: &str = "backend-service";
 
 /// Beside the pods' and the services' ranges; room for 4,092 machines.
 pub const MACHINES_RANGE: &str = "10.128.0.0/20";
+/// Where filesystems have their addresses, beside the machines', the pods' and the services' ranges: Google would choose any range that its
+/// network does not have, and it knows nothing of pods and services.
+const FILESYSTEMS_RANGE: &str = "10.160.0.0/16";
+/// What a basic instance of Filestore takes.
+const FILESYSTEM_PREFIX: u8 = 29;
 /// From where Google looks whether a machine behind a passthrough load balancer is well.
 const HEALTH_RANGES: [&str; 3] = ["209.85.152.0/22", "209.85.204.0/22", "35.191.0.0/16"];
 const HEALTH_PATH: &str = "/healthz";
@@ -36,8 +42,12 @@ pub struct Catalog {
     pub zones: Vec<String>,
     /// By machine type: the zones that have it.
     pub offers: BTreeMap<String, BTreeSet<String>>,
+    /// By machine type, as quotas count them.
+    pub cores: BTreeMap<String, u64>,
     /// By machine: the zone it is in. A machine stays where it is, whatever the region's zones become.
     pub placed: BTreeMap<String, String>,
+    /// By filesystem: the addresses that it has. They never change.
+    pub reserved: BTreeMap<String, Ipv4Net>,
 }
 
 /// In an order where needs come first.
@@ -57,7 +67,7 @@ pub fn expand(blueprint: &Blueprint, context: &Context, settings: &Settings, cat
     let firewalls = firewalls(&blueprint.spec.access, &balancers, &network);
     all.push(subnetwork.clone());
     all.extend(firewalls.iter().cloned());
-    all.extend(filesystems.into_iter().map(|one| filesystem(one, &zones)));
+    all.extend(filesystems_of(filesystems, &zones, &context.cluster.uid, &catalog.reserved));
     let ground: Vec<Id> = [&subnetwork].into_iter().chain(&firewalls).map(|resource| resource.id.clone()).collect();
     let machines: Vec<Resource> = machines.into_iter().map(|one| place(one, &zones, catalog, &ground)).collect();
     let groups = if balancers.is_empty() { Vec::new() } else { groups(&machines, &balancers[0].machines, &network) };
@@ -117,10 +127,31 @@ fn place(mut machine: Resource, zones: &[String], catalog: &Catalog, ground: &[I
     machine
 }
 
-fn filesystem(mut wish: Resource, zones: &[String]) -> Resource {
+/// Each with addresses of its own, which nobody else's choice moves: taken ones are left out, and those that exist keep theirs.
+fn filesystems_of(wishes: Vec<Resource>, zones: &[String], uid: &str, reserved: &BTreeMap<String, Ipv4Net>) -> Vec<Resource> {
+    let mut taken: BTreeSet<Ipv4Net> = reserved.values().copied().collect();
+    let one = |wish: Resource| {
+        let range = reserved.get(&wish.id.name).copied().unwrap_or_else(|| free_range(uid, &wish.id.name, &taken));
+        taken.insert(range);
+        filesystem(wish, zones, range)
+    };
+    wishes.into_iter().map(one).collect()
+}
+
+/// The first block that is free from the place on that the name says: whoever asks again gets the same.
+fn free_range(uid: &str, name: &str, taken: &BTreeSet<Ipv4Net>) -> Ipv4Net {
+    let all: Ipv4Net = FILESYSTEMS_RANGE.parse().expect("a range");
+    let blocks: Vec<Ipv4Net> = all.subnets(FILESYSTEM_PREFIX).expect("smaller blocks").collect();
+    let digest = Sha256::digest(format!("{uid}\n{name}"));
+    let start = usize::from(u16::from_be_bytes([digest[0], digest[1]])) % blocks.len();
+    let from_there = blocks.iter().cycle().skip(start).take(blocks.len());
+    from_there.copied().find(|block| !taken.contains(block)).unwrap_or(blocks[start])
+}
+
+fn filesystem(mut wish: Resource, zones: &[String], range: Ipv4Net) -> Resource {
     let spec: FilesystemSpec = serde_json::from_value(wish.spec.clone()).expect("a neutral filesystem");
     let gib = sizes::share_gib(spec.size_bytes);
-    wish.spec = json!({"sizeBytes": gib << 30, "zone": zones.first()});
+    wish.spec = json!({"sizeBytes": gib << 30, "zone": zones.first(), "range": range.to_string()});
     wish.summary = format!("Filestore, basic HDD, {gib} GiB (its smallest is 1024)");
     wish
 }
@@ -232,7 +263,7 @@ mod tests {
         let zones: Vec<String> = ["b", "c", "d", "f"].map(|letter| format!("europe-west1-{letter}")).to_vec();
         let all: BTreeSet<String> = zones.iter().cloned().collect();
         let offers = [("e2-medium".to_string(), all.clone()), ("e2-standard-2".to_string(), all)];
-        Catalog { zones, offers: offers.into(), placed: BTreeMap::new() }
+        Catalog { zones, offers: offers.into(), ..Catalog::default() }
     }
 
     fn blueprint(workers: u32) -> Blueprint {
@@ -300,6 +331,28 @@ mod tests {
             all.iter().find(|one| one.id == Id::new(MACHINE, name)).expect("a machine").spec["zone"].as_str().expect("a zone").to_string()
         };
         assert_eq!(["worker-1", "worker-2", "control-1"].map(zone), ["europe-west1-f", "europe-west1-d", "europe-west1-c"]);
+    }
+
+    #[test]
+    fn filesystems_have_ranges_of_their_own_beside_all_other_networks_and_keep_them() {
+        let parse = |text: &str| text.parse::<Ipv4Net>().expect("a range");
+        let names: Vec<String> = (0..200).map(|number| format!("fs-{number}")).collect();
+        let ranges = |names: &[String], reserved: &BTreeMap<String, Ipv4Net>| -> BTreeMap<String, Ipv4Net> {
+            let wish = |name: &String| resource(Id::new(FILESYSTEM, name), json!({"name": name, "sizeBytes": 1}), vec![], "");
+            let all = filesystems_of(names.iter().map(wish).collect(), &["z".into()], "u-1", reserved);
+            all.iter().map(|one| (one.id.name.clone(), parse(one.spec["range"].as_str().expect("a range")))).collect()
+        };
+        let first = ranges(&names, &BTreeMap::new());
+        assert_eq!(first.values().collect::<BTreeSet<_>>().len(), 200, "no two have the same, also where names fall together");
+        let others = [MACHINES_RANGE, "10.96.0.0/16", "10.244.0.0/16", "172.17.0.0/16"].map(parse);
+        for range in first.values() {
+            assert_eq!(range.prefix_len(), 29);
+            assert!(others.iter().all(|other| !other.contains(range) && !range.contains(other)), "{range}");
+        }
+        assert_eq!(ranges(&names, &BTreeMap::new()), first, "whoever asks again gets the same");
+        let (last, there) = (&names[199..], BTreeMap::from([("fs-7".to_string(), first["fs-199"])]));
+        assert_eq!(ranges(&names[7..8], &there)["fs-7"], first["fs-199"], "what exists keeps its range");
+        assert_ne!(ranges(last, &there)["fs-199"], first["fs-199"], "and nobody else gets it");
     }
 
     #[test]

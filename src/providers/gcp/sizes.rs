@@ -43,6 +43,33 @@ pub fn machine_type(cpu_millis: u64, memory_bytes: u64) -> Result<String> {
     })
 }
 
+/// One's own numbers in its name: `e2-custom-4-8192`, `custom-2-4096`.
+pub fn is_custom(machine_type: &str) -> bool {
+    machine_type.contains("custom-")
+}
+
+/// `n2d` of `n2d-standard-4`; the oldest custom types are N1 and do not say so.
+pub fn series(machine_type: &str) -> &str {
+    if machine_type.starts_with("custom-") { "n1" } else { machine_type.split('-').next().unwrap_or_default() }
+}
+
+/// From the fourth generation on, series take Hyperdisks alone; H3 and Z3 take both and have these by default.
+pub fn disk_type(machine_type: &str) -> &'static str {
+    let series = series(machine_type);
+    let generation: u32 = series.chars().filter(char::is_ascii_digit).collect::<String>().parse().unwrap_or(0);
+    if generation >= 4 || ["h3", "z3"].contains(&series) { HYPERDISK } else { "pd-balanced" }
+}
+
+pub const HYPERDISK: &str = "hyperdisk-balanced";
+
+/// What the quota of a series' cores is called.
+pub fn core_quota(machine_type: &str) -> String {
+    match series(machine_type) {
+        "e2" | "n1" | "f1" | "g1" => "CPUS".into(),
+        other => format!("{}_CPUS", other.to_ascii_uppercase()),
+    }
+}
+
 /// US dollars an hour as Google's price list has them for its cheapest regions; others cost up to half as much again.
 pub const BALANCER_PRICE: f64 = 0.025;
 const ADDRESS_PRICE: f64 = 0.005;
@@ -102,6 +129,26 @@ mod tests {
         check(1000, 16, "e2-highmem-2");
         check(4000, 16, "e2-standard-4");
         check(33_000, 16, "n2-highcpu-48");
+    }
+
+    #[test]
+    fn a_series_says_which_disks_it_takes_and_whose_cores_it_uses() {
+        let check = |name: &str, disk: &str, quota: &str| assert_eq!((disk_type(name), core_quota(name).as_str()), (disk, quota), "{name}");
+        for name in ["e2-medium", "e2-custom-4-8192", "custom-2-4096", "n1-standard-1"] {
+            check(name, "pd-balanced", "CPUS");
+        }
+        check("n2d-standard-4", "pd-balanced", "N2D_CPUS");
+        check("c3-standard-4", "pd-balanced", "C3_CPUS");
+        check("c3d-standard-4", "pd-balanced", "C3D_CPUS");
+        check("m3-ultramem-32", "pd-balanced", "M3_CPUS");
+        check("z3-highmem-88", "hyperdisk-balanced", "Z3_CPUS");
+        for (name, quota) in [("n4-custom-4-8192", "N4_CPUS"), ("n4a-standard-1", "N4A_CPUS"), ("c4-standard-2", "C4_CPUS")] {
+            check(name, "hyperdisk-balanced", quota);
+        }
+        for name in ["c4a-standard-1", "c4d-standard-2", "m4-ultramem-224", "x4-megamem-960-metal", "a4-highgpu-8g"] {
+            assert_eq!(disk_type(name), HYPERDISK, "{name}");
+        }
+        assert!(is_custom("e2-custom-4-8192") && is_custom("custom-2-4096") && !is_custom("e2-standard-4"));
     }
 
     #[test]

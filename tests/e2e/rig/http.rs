@@ -1,7 +1,7 @@
 //! HTTP/1.1 as far as a proxy that lies needs it: whole requests in, raw bytes out. A library would repair what is broken on purpose.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -60,12 +60,13 @@ impl Request {
         form_urlencoded::parse(&self.body).find(|(key, _)| key == name).map(|(_, value)| value.into_owned())
     }
 
-    /// To somebody else, on a connection of its own; the whole answer as it came, with the word that the connection ends.
-    pub async fn forward(&self, upstream: SocketAddr) -> io::Result<Vec<u8>> {
+    /// To somebody else, on a connection of its own, with the word whose it is; the whole answer as it came, with the word that the
+    /// connection ends.
+    pub async fn forward(&self, upstream: SocketAddr, client: IpAddr) -> io::Result<Vec<u8>> {
         let mut stream = TcpStream::connect(upstream).await?;
         let end = self.raw.windows(2).position(|window| window == b"\r\n").unwrap_or(0) + 2;
         stream.write_all(&self.raw[..end]).await?;
-        stream.write_all(b"Connection: close\r\n").await?;
+        stream.write_all(format!("Connection: close\r\nX-Forwarded-For: {client}\r\n").as_bytes()).await?;
         let rest = without_header(&self.raw[end..], "connection");
         stream.write_all(&rest).await?;
         let mut answer = Vec::new();

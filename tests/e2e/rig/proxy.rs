@@ -246,10 +246,10 @@ impl Proxy {
                 return std::future::pending().await;
             }
             Some(Fault::Slow(pause)) => tokio::time::sleep(pause).await,
-            Some(Fault::Duplicate) => drop(request.forward(upstream).await?),
+            Some(Fault::Duplicate) => drop(request.forward(upstream, client.ip()).await?),
             _ => {}
         }
-        let answer = request.forward(upstream).await?;
+        let answer = request.forward(upstream, client.ip()).await?;
         note(Some(status(&answer)));
         match fault {
             Some(Fault::LostReply) => reset(stream),

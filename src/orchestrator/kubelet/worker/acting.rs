@@ -60,7 +60,7 @@ impl Worker {
 
     pub(super) fn sandbox_config(&self, attempt: u32) -> PodSandboxConfig {
         let parent = cgroups::parent(self.context.driver, resources::quality_of_service(&self.pod), uid(&self.pod));
-        let host = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+        let host = sandbox::host_resolv();
         sandbox::config(&self.pod, &self.context.config, attempt, &parent, &host, &self.context.logs)
     }
 

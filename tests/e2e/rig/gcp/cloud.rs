@@ -37,6 +37,8 @@ pub struct Cloud {
     pub by_itself: bool,
     /// Operations of Filestore that are not over.
     pub shares: BTreeMap<String, shares::Started>,
+    /// Locations that Filestore's lists leave out.
+    pub unreachable: Vec<String>,
     pub violations: Vec<String>,
     /// Every call that changed something.
     pub ledger: Vec<String>,

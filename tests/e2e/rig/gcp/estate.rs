@@ -110,6 +110,11 @@ impl Estate {
         *self.inner.standing.lock() = standing.iter().map(|(method, code, reason)| (method.to_string(), *code, *reason)).collect();
     }
 
+    /// The same for the control planes' service account alone: what the cluster's own machines ask for.
+    pub fn refuse_inside(&self, standing: &[(&str, u16, &'static str)]) {
+        *self.inner.standing_inside.lock() = standing.iter().map(|(method, code, reason)| (method.to_string(), *code, *reason)).collect();
+    }
+
     /// A hundred things of strangers in every collection, named and marked almost like a cluster's.
     pub fn decoys(&self, uid: &str, name: &str) {
         let digits: String = uid.chars().filter(char::is_ascii_alphanumeric).take(12).collect();

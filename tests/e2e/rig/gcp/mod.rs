@@ -12,6 +12,7 @@ mod schema;
 mod shares;
 
 pub use cloud::Cloud;
+pub use rules::ACCOUNT;
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -35,6 +36,8 @@ pub const PROJECT: &str = "shop-1";
 pub const REGION: &str = "europe-west1";
 /// Where it listens in a namespace of its own.
 pub const PORT: u16 = 8085;
+/// How the addresses of the cluster's own machines begin.
+const MACHINES: &[u8] = b"10.128.";
 /// Long enough to be seen, short enough for a test.
 const PACE: Duration = Duration::from_millis(20);
 /// The longest that Google holds a wait.
@@ -62,9 +65,12 @@ pub struct Inner {
     /// By method, in order; and how many have happened.
     faults: Mutex<Vec<(String, Fault)>>,
     calls: Mutex<Vec<String>>,
-    /// What every call of these methods is answered with, without effect.
-    standing: Mutex<Vec<(String, u16, &'static str)>>,
+    /// What every call of these methods is answered with, without effect; and what those of the cluster's own machines are.
+    standing: Mutex<Standing>,
+    standing_inside: Mutex<Standing>,
 }
+
+type Standing = Vec<(String, u16, &'static str)>;
 
 impl Google {
     pub async fn start() -> Google {
@@ -116,6 +122,11 @@ impl Google {
         self.cloud().things.keys().cloned().collect()
     }
 
+    /// From now on these methods (by their beginning) answer so, without effect; nothing at all ends it.
+    pub fn refuse(&self, standing: &[(&str, u16, &'static str)]) {
+        *self.inner.standing.lock() = standing.iter().map(|(method, code, reason)| (method.to_string(), *code, *reason)).collect();
+    }
+
     pub fn assert_fair(&self) {
         assert_eq!(self.cloud().violations, Vec::<String>::new(), "every request is one that Google takes");
         assert_eq!(self.unfired(), 0, "every fault has happened");
@@ -143,6 +154,7 @@ async fn serve(listener: TcpListener, inner: Arc<Inner>) {
 /// An error ends the connection without an answer.
 async fn answer(inner: Arc<Inner>, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, std::io::Error> {
     let (verb, uri) = (request.method().to_string(), request.uri().clone());
+    let from_inside = request.headers().get("x-forwarded-for").is_some_and(|client| client.as_bytes().starts_with(MACHINES));
     let body = request.into_body().collect().await.map_err(std::io::Error::other)?.to_bytes();
     let body: Value = if body.is_empty() { Value::Null } else { serde_json::from_slice(&body).map_err(std::io::Error::other)? };
     let Some(call) = schema::shared().call(&verb, uri.path(), uri.query().unwrap_or_default(), body) else {
@@ -156,8 +168,9 @@ async fn answer(inner: Arc<Inner>, request: Request<Incoming>) -> Result<Respons
         Some(Fault::Refused(code, reason)) => return Ok(refused(code, reason, &call.method)),
         _ => {}
     }
-    if let Some((_, code, reason)) = inner.standing.lock().iter().find(|(method, _, _)| call.method.starts_with(method)) {
-        return Ok(refused(*code, reason, &call.method));
+    let of = |standing: &Mutex<Standing>| standing.lock().iter().find(|(method, _, _)| call.method.starts_with(method)).cloned();
+    if let Some((_, code, reason)) = of(&inner.standing).or_else(|| of(&inner.standing_inside).filter(|_| from_inside)) {
+        return Ok(refused(code, reason, &call.method));
     }
     if !call.problems.is_empty() {
         let problems = call.problems.iter().map(|problem| format!("{}: {problem}", call.method));
@@ -182,7 +195,8 @@ async fn answer(inner: Arc<Inner>, request: Request<Incoming>) -> Result<Respons
 impl Inner {
     fn new(by_itself: bool) -> Arc<Inner> {
         let cloud = Mutex::new(Cloud { pace: PACE, by_itself, ..Cloud::default() });
-        Arc::new(Inner { cloud, faults: Mutex::default(), calls: Mutex::default(), standing: Mutex::default() })
+        let (standing, standing_inside) = (Mutex::default(), Mutex::default());
+        Arc::new(Inner { cloud, faults: Mutex::default(), calls: Mutex::default(), standing, standing_inside })
     }
 
     pub fn cloud(&self) -> MutexGuard<'_, Cloud> {

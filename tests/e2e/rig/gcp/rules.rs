@@ -6,7 +6,12 @@ use base64::Engine as _;
 use serde_json::{Value, json};
 
 pub const ZONES: [&str; 4] = ["europe-west1-b", "europe-west1-c", "europe-west1-d", "us-east1-b"];
-const TYPES: [&str; 5] = ["e2-micro", "e2-small", "e2-medium", "e2-standard-2", "e2-highcpu-2"];
+const TYPES: [&str; 6] = ["e2-micro", "e2-small", "e2-medium", "e2-standard-2", "e2-highcpu-2", "n4-standard-2"];
+/// In no list, but there for whoever asks for it.
+const CUSTOM: &str = "e2-custom-4-8192";
+
+/// What instances act as that name no other account.
+pub const ACCOUNT: &str = "123456789-compute@developer.gserviceaccount.com";
 
 /// Fields that name other things.
 const REFERENCES: [&str; 4] = ["network", "subnetwork", "backendService", "group"];
@@ -59,11 +64,15 @@ fn instance_may_be_made(call: &Call, target: &str) -> Result<(), Refusal> {
     let kind = call.body["machineType"].as_str().unwrap_or_default();
     if !ZONES.contains(&zone)
         || !kind.contains(&format!("zones/{zone}/machineTypes/"))
-        || !TYPES.iter().any(|one| kind.ends_with(&format!("/{one}")))
+        || !TYPES.iter().chain([&CUSTOM]).any(|one| kind.ends_with(&format!("/{one}")))
     {
         return invalid("machineType");
     }
     let disk = &call.body["disks"][0];
+    let is_hyperdisk = disk["initializeParams"]["diskType"].as_str().is_some_and(|kind| kind.ends_with("/hyperdisk-balanced"));
+    if kind.contains("/n4-") != is_hyperdisk {
+        return invalid("disks[0].initializeParams.diskType: this machine type does not take it");
+    }
     let image = disk["initializeParams"]["sourceImage"].as_str().unwrap_or_default();
     if disk["boot"] != true || !image.starts_with("projects/debian-cloud/global/images/family/debian-12") {
         return invalid("disks[0].initializeParams.sourceImage");
@@ -226,7 +235,11 @@ pub fn changed(cloud: &mut Cloud, call: &Call, verb: &str, target: &str) -> Resu
             }
             Ok(Some(next))
         }
-        "start" => {
+        "start" | "resume" => {
+            let not_for = if verb == "start" { "SUSPENDED" } else { "TERMINATED" };
+            if body["status"] == not_for {
+                return Err(refusal(400, "invalid", format!("{verb}: the instance is {not_for}")));
+            }
             let mut next = body;
             next["status"] = json!("RUNNING");
             Ok(Some(next))
@@ -285,6 +298,12 @@ pub fn catalog(call: &Call, collection: &str) -> Reply {
             }
             Ok(json!({"items": items}))
         }
+        "machineTypes" if call.method.ends_with(".get") => match call.parameters["machineType"].as_str() {
+            CUSTOM if ZONES.contains(&call.parameters["zone"].as_str()) => {
+                Ok(json!({"name": CUSTOM, "zone": call.parameters["zone"], "guestCpus": 4, "memoryMb": 8192}))
+            }
+            other => not_found(other),
+        },
         "machineTypes" => {
             let mut items = serde_json::Map::new();
             for zone in ZONES {
@@ -304,10 +323,14 @@ pub fn catalog(call: &Call, collection: &str) -> Reply {
         },
         "images" => match (project, call.parameters["family"].as_str()) {
             ("debian-cloud", family @ "debian-12") => {
-                Ok(json!({"name": "debian-12-bookworm-v20261110", "family": family, "status": "READY"}))
+                Ok(json!({"name": "debian-12-bookworm-v20261110", "family": family, "status": "READY", "diskSizeGb": "10"}))
             }
             (_, family) => not_found(family),
         },
-        _ => Ok(json!({"name": project, "quotas": [{"metric": "NETWORKS", "limit": 15.0, "usage": 0.0}]})),
+        _ => Ok(json!({
+            "name": project,
+            "defaultServiceAccount": ACCOUNT,
+            "quotas": [{"metric": "NETWORKS", "limit": 15.0, "usage": 0.0}, {"metric": "CPUS_ALL_REGIONS", "limit": 20.0, "usage": 0.0}],
+        })),
     }
 }

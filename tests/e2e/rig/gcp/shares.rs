@@ -3,8 +3,13 @@
 use super::cloud::{Cloud, Refusal, Reply, Thing};
 use super::filter::matches;
 use super::schema::Call;
+use ipnet::Ipv4Net;
 use serde_json::{Value, json};
+use std::net::Ipv4Addr;
 use std::time::Instant;
+
+/// What the cluster's own services and pods have, unknown to Google.
+const INSIDE: [&str; 2] = ["10.96.0.0/16", "10.244.0.0/16"];
 
 const CREATING: u64 = 1;
 const READY: u64 = 2;
@@ -60,12 +65,14 @@ fn list(cloud: &Cloud, call: &Call, parent: &str) -> Reply {
     let filter = call.parameters.get("filter").map_or("", String::as_str);
     let everywhere = parent.trim_end_matches('-');
     let mut instances = Vec::new();
-    for (path, thing) in cloud.things.iter().filter(|(path, _)| path.starts_with(everywhere) && path.contains("/locations/")) {
+    let is_seen = |path: &str| !cloud.unreachable.iter().any(|location| path.starts_with(location.as_str()));
+    let there = |path: &str| path.starts_with(everywhere) && path.contains("/locations/") && is_seen(path);
+    for (path, thing) in cloud.things.iter().filter(|(path, _)| there(path)) {
         if matches(filter, &thing.body).map_err(|why| refusal(400, "INVALID_ARGUMENT", &format!("{path}: {why}")))? {
             instances.push(thing.body.clone());
         }
     }
-    Ok(json!({"instances": instances}))
+    Ok(json!({"instances": instances, "unreachable": cloud.unreachable}))
 }
 
 fn create(cloud: &mut Cloud, call: &Call, parent: &str) -> Reply {
@@ -81,14 +88,31 @@ fn create(cloud: &mut Cloud, call: &Call, parent: &str) -> Reply {
     if !cloud.things.contains_key(&network) || gib < 1024 {
         return Err(refusal(400, "INVALID_ARGUMENT", "the network does not exist, or the capacity is below 1024"));
     }
+    let address = first_address(cloud, &body["networks"][0]["reservedIpRange"])?;
     cloud.counter += 1;
     body["name"] = json!(path);
     body["state"] = json!(CREATING);
     body["networks"][0]["network"] = json!(network);
-    body["networks"][0]["ipAddresses"] = json!([format!("10.200.0.{}", 2 + cloud.counter % 250)]);
+    body["networks"][0]["ipAddresses"] = json!([address.to_string()]);
     cloud.ledger.push(format!("insert {path}"));
     cloud.things.insert(path.clone(), Thing { body, is_hidden: false, is_busy: false });
     Ok(start(cloud, parent, &path, false))
+}
+
+/// Of a range that nothing else has. Without one Google takes any, perhaps the pods': that is a mistake here.
+fn first_address(cloud: &Cloud, range: &Value) -> Result<Ipv4Addr, Refusal> {
+    let parse = |text: &Value| text.as_str().and_then(|text| text.parse::<Ipv4Net>().ok());
+    let invalid = |why: &str| refusal(400, "INVALID_ARGUMENT", &format!("reserved_ip_range {range}: {why}"));
+    let range = parse(range).filter(|range| range.prefix_len() == 29).ok_or_else(|| invalid("it is no /29"))?;
+    let theirs = cloud
+        .things
+        .values()
+        .filter_map(|thing| parse(&thing.body["ipCidrRange"]).or_else(|| parse(&thing.body["networks"][0]["reservedIpRange"])));
+    let inside = INSIDE.map(|text| text.parse().expect("a range"));
+    match theirs.chain(inside).find(|other| other.contains(&range) || range.contains(other)) {
+        Some(other) => Err(invalid(&format!("{other} is in use"))),
+        None => Ok(Ipv4Addr::from_bits(range.network().to_bits() + 2)),
+    }
 }
 
 fn start(cloud: &mut Cloud, parent: &str, path: &str, vanishes: bool) -> Value {
