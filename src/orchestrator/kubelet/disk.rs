@@ -97,7 +97,7 @@ fn can_return(image: &Image) -> bool {
 }
 
 /// Of `unused`, as many from the front as it takes to free `wanted` bytes.
-fn enough<'a>(unused: Vec<&'a Image>, wanted: u64) -> Vec<&'a Image> {
+fn enough(unused: Vec<&Image>, wanted: u64) -> Vec<&Image> {
     let mut freed = 0_u64;
     let too_few = |image: &&Image| {
         freed < wanted && {
