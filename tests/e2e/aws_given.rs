@@ -153,7 +153,7 @@ fn what_is_wrong_with_what_is_given_is_said_before_the_first_create() {
 
     // Each service may have an endpoint of its own, as every tool for AWS reads it.
     let endpoint = rig.endpoint();
-    let services = ["EC2", "ELASTIC_LOAD_BALANCING_V2", "EFS", "IAM", "SSM"].map(|service| format!("AWS_ENDPOINT_URL_{service}"));
+    let services = ["EC2", "ELASTIC_LOAD_BALANCING_V2", "EFS", "IAM", "SSM", "STS"].map(|service| format!("AWS_ENDPOINT_URL_{service}"));
     let mut endpoints: Vec<(&str, &str)> = services.iter().map(|name| (name.as_str(), endpoint.as_str())).collect();
     endpoints.push(("AWS_ENDPOINT_URL", NOWHERE));
     let told = rig.operator_told("AKIAOPERATOR", &endpoints);
