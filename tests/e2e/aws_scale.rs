@@ -8,10 +8,9 @@ use crate::aws_cluster::{assert_single, begin, is_loop, json, ours};
 use crate::harness::text;
 use crate::rig::aws::Aws;
 use crate::rig::operator::{Operator, SHOP};
-use crate::rig::proxy::Entry;
+use crate::rig::proxy::{Entry, tell_quiet_calls, told};
 use k8s_openapi::jiff::Timestamp;
 use serde_json::Value;
-use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -20,8 +19,6 @@ const MACHINES: usize = 12;
 /// Hours: a slow host makes slow machines, and that is not what this story is about.
 const PATIENCE_SECONDS: &str = "7200";
 const LOOK: Duration = Duration::from_millis(50);
-/// What the loop asks the cloud while nothing happens.
-const QUIET: Duration = Duration::from_secs(120);
 
 fn machines() -> usize {
     let number = |text: String| text.parse().unwrap_or_else(|_| panic!("KPROV_MACHINES={text} is no number"));
@@ -75,8 +72,7 @@ fn many_machines_become_one_cluster_and_leave_nothing() {
 
     aws.proxy.clear();
     if std::env::var_os("KPROV_MACHINES").is_some() {
-        std::thread::sleep(QUIET);
-        tell_calls("nobody, in two quiet minutes", &aws.proxy.ledger());
+        tell_quiet_calls(&aws.proxy);
         aws.proxy.clear();
     }
     let begun = Instant::now();
@@ -118,17 +114,9 @@ fn ready_since(nodes: &Value) -> Vec<Timestamp> {
     ready.map(|condition| condition["lastTransitionTime"].as_str().expect("a time").parse().expect("RFC 3339")).collect()
 }
 
-/// The calls by operation, of the command and of the loop inside; and how many were answered with an error: dry runs always are, and
-/// questions for what is not there.
+/// Of the command and of the loop inside.
 fn tell_calls(command: &str, ledger: &[Entry]) {
     for (who, of_loop) in [(command, false), ("the loop meanwhile", true)] {
-        let calls: Vec<&Entry> = ledger.iter().filter(|entry| is_loop(entry) == of_loop).collect();
-        let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
-        calls.iter().for_each(|entry| *counts.entry(&entry.call.action).or_default() += 1);
-        let errors = calls.iter().filter(|entry| entry.status.is_none_or(|status| status >= 400)).count();
-        let mut counts: Vec<(&str, usize)> = counts.into_iter().collect();
-        counts.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
-        let list = counts.iter().map(|(action, count)| format!("{action} {count}")).collect::<Vec<_>>().join(", ");
-        eprintln!("{who}: {} calls, {errors} answered with an error: {list}", calls.len());
+        eprintln!("{who}: {}", told(ledger.iter().filter(|entry| is_loop(entry) == of_loop)));
     }
 }

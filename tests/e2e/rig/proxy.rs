@@ -2,6 +2,7 @@
 
 use super::http::{Request, answer, status};
 use super::namespace::Namespace;
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
@@ -9,6 +10,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
+
+const QUIET: Duration = Duration::from_secs(120);
 
 /// How one cloud speaks: what a request is, and how that cloud says "too many requests".
 #[derive(Clone, Copy)]
@@ -104,6 +107,27 @@ impl Entry {
     pub fn took_effect(&self) -> bool {
         self.call.mutating && self.status.is_some_and(|status| (200..300).contains(&status))
     }
+}
+
+/// The calls by operation, and how many were answered with an error: dry runs always are, and questions for what is not there.
+pub fn told<'a>(calls: impl IntoIterator<Item = &'a Entry>) -> String {
+    let (mut counts, mut all, mut errors) = (BTreeMap::<&str, usize>::new(), 0, 0);
+    for entry in calls {
+        *counts.entry(&entry.call.action).or_default() += 1;
+        all += 1;
+        errors += usize::from(entry.status.is_none_or(|status| status >= 400));
+    }
+    let mut counts: Vec<(&str, usize)> = counts.into_iter().collect();
+    counts.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+    let list = counts.iter().map(|(action, count)| format!("{action} {count}")).collect::<Vec<_>>().join(", ");
+    format!("{all} calls, {errors} answered with an error: {list}")
+}
+
+/// What the loop asks the cloud while nothing happens: for the README.
+pub fn tell_quiet_calls(proxy: &Proxy) {
+    let before = proxy.ledger().len();
+    std::thread::sleep(QUIET);
+    eprintln!("nobody, in two quiet minutes: {}", told(&proxy.ledger()[before..]));
 }
 
 #[derive(Default)]
