@@ -6,12 +6,15 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// sun_path holds 108 bytes (unix(7)); the openssh crate adds `/.ssh-connectionXXXXXX/master`, ssh `.` and 16 letters while it binds,
 /// and we `/ssh/<pid>`.
 const LONGEST: usize = 108 - 1 - 29 - 17 - 12;
 /// Held by who uses the folder: process numbers mean nothing to another container that shares the temporary folder.
 const IN_USE: &str = "in-use";
+/// Of this process's next folder.
+static NUMBER: AtomicU64 = AtomicU64::new(0);
 
 /// Removed with everything in it when dropped; what a killed process left is removed by the next.
 pub struct Folder {
@@ -26,9 +29,10 @@ impl Folder {
     }
 
     fn make_in(shared: &Path) -> io::Result<Folder> {
-        // One process may hold several: each gets a number of its own, by whoever creates it first.
-        for path in (0..).map(|n| shared.join(format!("{}.{n}", std::process::id()))) {
-            match Folder::claim(shared, path) {
+        loop {
+            // Never the same twice: who sweeps must not take a new folder for the one that it found.
+            let name = format!("{}.{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+            match Folder::claim(shared, shared.join(name)) {
                 Ok(Some(folder)) => {
                     sweep(shared);
                     return Ok(folder);
@@ -39,7 +43,6 @@ impl Folder {
                 Err(error) => return Err(error),
             }
         }
-        unreachable!("numbers do not end")
     }
 
     fn claim(shared: &Path, path: PathBuf) -> io::Result<Option<Folder>> {

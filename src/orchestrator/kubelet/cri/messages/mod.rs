@@ -1,6 +1,12 @@
 //! The messages of CRI v1 (and of containerd's event service) that kprov speaks; field numbers as in `runtime/v1/api.proto`.
 //! Declared by hand so that no protobuf compiler is needed to build; fields kprov never reads or writes are left out (prost skips them).
 
+mod events;
+mod images;
+
+pub use events::*;
+pub use images::*;
+
 use prost::Message;
 use std::collections::BTreeMap;
 
@@ -517,81 +523,6 @@ pub struct ExecSyncResponse {
 }
 
 #[derive(Clone, PartialEq, Message)]
-pub struct Image {
-    #[prost(string, tag = "1")]
-    pub id: String,
-    #[prost(string, repeated, tag = "2")]
-    pub repo_tags: Vec<String>,
-    #[prost(string, repeated, tag = "3")]
-    pub repo_digests: Vec<String>,
-    #[prost(uint64, tag = "4")]
-    pub size: u64,
-    #[prost(message, optional, tag = "5")]
-    pub uid: Option<Int64Value>,
-    #[prost(string, tag = "6")]
-    pub username: String,
-    /// The runtime itself needs it.
-    #[prost(bool, tag = "8")]
-    pub pinned: bool,
-}
-
-#[derive(Clone, PartialEq, Message)]
-pub struct FilesystemIdentifier {
-    #[prost(string, tag = "1")]
-    pub mountpoint: String,
-}
-
-#[derive(Clone, PartialEq, Message)]
-pub struct FilesystemUsage {
-    #[prost(message, optional, tag = "2")]
-    pub fs_id: Option<FilesystemIdentifier>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-pub struct ImageFsInfoResponse {
-    #[prost(message, repeated, tag = "1")]
-    pub image_filesystems: Vec<FilesystemUsage>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-pub struct ListImagesResponse {
-    #[prost(message, repeated, tag = "1")]
-    pub images: Vec<Image>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-pub struct ImageRequest {
-    #[prost(message, optional, tag = "1")]
-    pub image: Option<ImageSpec>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-pub struct ImageStatusResponse {
-    #[prost(message, optional, tag = "1")]
-    pub image: Option<Image>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-pub struct AuthConfig {
-    #[prost(string, tag = "1")]
-    pub username: String,
-    #[prost(string, tag = "2")]
-    pub password: String,
-    #[prost(string, tag = "3")]
-    pub auth: String,
-    #[prost(string, tag = "4")]
-    pub server_address: String,
-}
-
-#[derive(Clone, PartialEq, Message)]
-pub struct PullImageRequest {
-    #[prost(message, optional, tag = "1")]
-    pub image: Option<ImageSpec>,
-    #[prost(message, optional, tag = "2")]
-    pub auth: Option<AuthConfig>,
-}
-
-#[derive(Clone, PartialEq, Message)]
 pub struct RuntimeCondition {
     #[prost(string, tag = "1")]
     pub kind: String,
@@ -661,44 +592,4 @@ pub struct ContainerStats {
 pub struct ListContainerStatsResponse {
     #[prost(message, repeated, tag = "1")]
     pub stats: Vec<ContainerStats>,
-}
-
-/// containerd.services.events.v1: what to hear of, in containerd's filter language.
-#[derive(Clone, PartialEq, Message)]
-pub struct SubscribeRequest {
-    #[prost(string, repeated, tag = "1")]
-    pub filters: Vec<String>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-pub struct Any {
-    #[prost(string, tag = "1")]
-    pub type_url: String,
-    #[prost(bytes = "vec", tag = "2")]
-    pub value: Vec<u8>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-pub struct Envelope {
-    #[prost(string, tag = "2")]
-    pub namespace: String,
-    #[prost(string, tag = "3")]
-    pub topic: String,
-    #[prost(message, optional, tag = "4")]
-    pub event: Option<Any>,
-}
-
-/// The common head of containerd's task events. In `/tasks/exit`, `process` differs from `container` for exec'd processes.
-#[derive(Clone, PartialEq, Message)]
-pub struct TaskEvent {
-    #[prost(string, tag = "1")]
-    pub container: String,
-}
-
-#[derive(Clone, PartialEq, Message)]
-pub struct TaskExit {
-    #[prost(string, tag = "1")]
-    pub container: String,
-    #[prost(string, tag = "2")]
-    pub process: String,
 }
