@@ -2,7 +2,7 @@
 
 use super::init::Init;
 use super::{Reporter, disk, machine};
-use crate::bootstrap::spec::{CONTAINERD, CONTAINERD_CONFIG, CONTAINERD_SOCKET, MARKER};
+use crate::bootstrap::spec::{CONTAINERD, CONTAINERD_CONFIG, CONTAINERD_SOCKET, CONTAINERD_STATE, MARKER};
 use crate::error::{Context, Error, Kind, Result};
 use crate::supervisor;
 use crate::sys::{cgroups, paths};
@@ -15,9 +15,8 @@ const SERVICES: [&str; 2] = ["kprov-agent", "kprov-server"];
 /// Folders that only kprov, its containerd or its pods write to.
 const DATA: [&str; 7] =
     [paths::DATA, "/var/log/kprov", "/var/log/pods", "/var/log/containers", paths::CNI, "/etc/kprov/services", paths::PKI];
-/// What containerd and the CNI plugins put beside others' whatever they are told, by our network's name.
+/// What containerd and the CNI plugins put beside others' whatever they are told.
 const CNI_RESULTS: &str = "/var/lib/cni/results";
-const CNI_RESULT: &str = "kprov-";
 const SHIM_SOCKETS: &str = "/run/containerd/s";
 /// The proxy's table, the agent's address, the number of its routes and its tunnel: what it leaves in the kernel.
 const TABLES: [&str; 1] = ["kprov"];
@@ -109,7 +108,8 @@ fn stop_shims() {
 
 /// Folders that other containerds of the machine use, too: out of them goes what is ours, and they themselves when they are empty.
 fn shared() {
-    let is_ours = |path: &PathBuf| path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(CNI_RESULT.as_bytes()));
+    // A result names the pod's network namespace, which lies with our containerd.
+    let is_ours = |path: &PathBuf| std::fs::read_to_string(path).is_ok_and(|text| text.contains(CONTAINERD_STATE));
     // Nobody listens at a socket whose shim is dead; then it is nobody's.
     let is_dead = |path: &PathBuf| UnixStream::connect(path).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused);
     for path in entries(CNI_RESULTS).filter(is_ours).chain(entries(SHIM_SOCKETS).filter(is_dead)) {

@@ -293,15 +293,30 @@ async fn until_listed(text: &str, wanted: bool) {
     }
 }
 
-#[test]
-fn the_kernel_follows_the_informers_and_a_lost_table_comes_back_whole() {
-    in_own_namespace(async {
+/// The proxy at work for one service with one endpoint, of which it has not been told yet that this is all.
+struct Proxy {
+    services: Informer<Service>,
+    slices: Informer<EndpointSlice>,
+    cancel: CancellationToken,
+    running: tokio::task::JoinHandle<crate::error::Result<()>>,
+}
+
+impl Proxy {
+    fn start() -> Proxy {
         let config = Arc::new(crate::orchestrator::network::wanted::tests::config());
         let (services, slices) = (Informer::<Service>::detached(), Informer::<EndpointSlice>::detached());
         let cancel = CancellationToken::new();
         let running = tokio::spawn(run_with(config, services.clone(), slices.clone(), cancel.clone()));
         services.put((*service("web", "10.96.0.80", json!({}))).clone());
         slices.put((*slice("web", &[("10.244.2.5", "worker-2", "ready")])).clone());
+        Proxy { services, slices, cancel, running }
+    }
+}
+
+#[test]
+fn the_kernel_follows_the_informers_and_a_lost_table_comes_back_whole() {
+    in_own_namespace(async {
+        let Proxy { services, slices, cancel, running } = Proxy::start();
         services.mark_synced();
         // Half of the objects is no reason to write: the table stays absent until both lists are whole.
         tokio::task::yield_now().await;
@@ -326,12 +341,7 @@ fn the_kernel_follows_the_informers_and_a_lost_table_comes_back_whole() {
 #[test]
 fn what_others_flush_comes_back_at_once_and_our_own_writes_are_no_loss() {
     in_own_namespace(async {
-        let config = Arc::new(crate::orchestrator::network::wanted::tests::config());
-        let (services, slices) = (Informer::<Service>::detached(), Informer::<EndpointSlice>::detached());
-        let cancel = CancellationToken::new();
-        let running = tokio::spawn(run_with(config, services.clone(), slices.clone(), cancel.clone()));
-        services.put((*service("web", "10.96.0.80", json!({}))).clone());
-        slices.put((*slice("web", &[("10.244.2.5", "worker-2", "ready")])).clone());
+        let Proxy { services, slices, cancel, running } = Proxy::start();
         services.mark_synced();
         slices.mark_synced();
         until_listed("dnat to 10.244.2.5:8080", true).await;
