@@ -1,7 +1,7 @@
 //! JSON of the models of Google's SDK that kprov sends and reads.
 //!
-//! A crate of its own because of what the compiler makes of it: the models are wide, and code that reads or writes them whole is a third of
-//! kprov's own build. Here it is built once, beside the other dependencies, and not again with every change and for every kind of test.
+//! A crate of its own because of what the compiler makes of it: the models are wide, and so is code that reads or writes them whole. Here it
+//! is built once, beside the other dependencies, and not again with every change and for every kind of test.
 
 use google_cloud_compute_v1::model as compute;
 use google_cloud_filestore_v1::model as file;

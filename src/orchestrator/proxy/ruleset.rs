@@ -17,7 +17,7 @@ pub const TABLE: &str = "ip kprov";
 /// Upstream's bit for "comes from outside: answers must return through this node".
 const MASQUERADE: &str = "0x4000";
 
-/// Where clouds tell a machine's credentials to whoever asks from it: no pod may. On Google it is the resolver, too: names may be asked for.
+/// Where clouds tell a machine's credentials to whoever asks from it: no pod may. Some have their resolver there, too: names may be asked for.
 const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 
 /// The network as the rules need to know it.
