@@ -127,8 +127,8 @@ fn ends_are_told_as_kubectl_users_know_them() {
         let pod = node.wait(&failed, "failed", |pod| pod["status"]["phase"] == "Failed").await;
         let end = &state(&pod)["terminated"];
         assert_eq!((&end["exitCode"], &end["reason"], &end["message"]), (&json!(3), &json!("Error"), &json!("no coffee")));
-        let pod = node.wait(&greedy, "killed", |pod| pod["status"]["phase"] == "Failed").await;
-        assert_eq!(state(&pod)["terminated"]["reason"], "OOMKilled", "{pod:#}");
+        // The runtime tells of the end, and why, in two events.
+        node.wait(&greedy, "killed", |pod| pod["status"]["phase"] == "Failed" && state(pod)["terminated"]["reason"] == "OOMKilled").await;
         let pod = node.wait(&crash, "crashing", waits_for("CrashLoopBackOff")).await;
         assert_eq!(pod["status"]["containerStatuses"][0]["lastState"]["terminated"]["exitCode"], 1);
         node.wait(&absent, "failing to pull", waits_for("ErrImagePull")).await;

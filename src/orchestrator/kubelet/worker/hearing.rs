@@ -15,7 +15,10 @@ impl Worker {
             Signal::Removed => self.removed = true,
             Signal::Wake => {}
             Signal::Exited(id) => drop(self.exited.insert(id)),
-            Signal::OutOfMemory(id) => drop(self.known.remove(&id)),
+            Signal::OutOfMemory(id) => {
+                self.known.remove(&id);
+                self.starved.insert(id);
+            }
             Signal::Objects => self.objects_changed(),
             Signal::Volumes(outcome) => self.volumes_prepared(outcome),
             Signal::Image(container, Ok(image)) => {

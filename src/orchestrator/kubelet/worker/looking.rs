@@ -63,6 +63,7 @@ impl Worker {
         }
         seen.sandboxes.sort_by_key(|sandbox| std::cmp::Reverse((sandbox.attempt, sandbox.created)));
         seen.containers.sort_by_key(|container| std::cmp::Reverse((container.attempt, container.created)));
+        self.starved.retain(|id| seen.containers.iter().any(|container| container.id == *id));
         self.known = seen.containers.iter().map(|container| (container.id.clone(), container.clone())).collect();
         let mut owners = self.context.owners.lock();
         for id in seen.sandboxes.iter().map(|sandbox| &sandbox.id).chain(self.known.keys()) {
@@ -81,7 +82,8 @@ impl Worker {
         if state(&listed) == State::Exited && status.message.is_empty() {
             status.message = self.last_words(&listed, status.exit_code);
         }
-        let container = joined(listed, status);
+        let starved = self.starved.contains(&listed.id);
+        let container = joined(listed, status, starved);
         Ok(Container { ended: ended(container.finished, super::wall(), super::now()), ..container })
     }
 
@@ -125,7 +127,7 @@ fn ended(finished: Nanos, wall: Nanos, now: Nanos) -> Nanos {
 }
 
 /// What the runtime's list and its word on one container say together. A state that it does not know itself counts as killed.
-fn joined(listed: messages::Container, status: ContainerStatus) -> Container {
+fn joined(listed: messages::Container, status: ContainerStatus, starved: bool) -> Container {
     let state = state(&listed);
     let unknown = listed.state != container_state::EXITED && state == State::Exited;
     let metadata = listed.metadata.unwrap_or_default();
@@ -137,7 +139,11 @@ fn joined(listed: messages::Container, status: ContainerStatus) -> Container {
         started: status.started_at,
         finished: if status.finished_at > 0 { status.finished_at } else { listed.created_at },
         exit_code: if unknown { 137 } else { status.exit_code },
-        reason: if unknown { "ContainerStatusUnknown".to_owned() } else { status.reason },
+        reason: match status.reason {
+            _ if unknown => "ContainerStatusUnknown".to_owned(),
+            _ if starved && state == State::Exited && status.exit_code != 0 => "OOMKilled".to_owned(),
+            reason => reason,
+        },
         message: status.message,
         image: status.image.map(|image| image.image).unwrap_or_default(),
         image_ref: if status.image_ref.is_empty() { listed.image_ref } else { status.image_ref },
@@ -153,6 +159,20 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_container_that_the_kernel_killed_for_memory_says_so_before_the_runtime_does() {
+        let reason = |listed_state: i32, exit_code: i32, starved: bool| {
+            let listed = messages::Container { state: listed_state, ..Default::default() };
+            let status = ContainerStatus { exit_code, reason: "Error".into(), ..Default::default() };
+            joined(listed, status, starved).reason
+        };
+        assert_eq!(reason(container_state::EXITED, 137, true), "OOMKilled");
+        assert_eq!(reason(container_state::EXITED, 137, false), "Error");
+        // A process of its was killed, and it went on.
+        assert_eq!(reason(container_state::RUNNING, 0, true), "Error");
+        assert_eq!(reason(container_state::EXITED, 0, true), "Error");
+    }
+
+    #[test]
     fn a_clock_that_is_set_neither_shortens_nor_prolongs_a_wait_by_more_than_itself() {
         let now = 1_000_000 * SECOND;
         assert_eq!(ended(now - 7 * SECOND, now, now), now - 7 * SECOND);
@@ -165,7 +185,7 @@ mod tests {
     fn a_container_whose_state_is_unknown_counts_as_killed() {
         let check = |state: i32, exit_code: i32, reason: &str| {
             let listed = messages::Container { state, created_at: 7, ..Default::default() };
-            let read = joined(listed, ContainerStatus { exit_code: 3, reason: "Error".into(), ..Default::default() });
+            let read = joined(listed, ContainerStatus { exit_code: 3, reason: "Error".into(), ..Default::default() }, false);
             assert_eq!((read.state, read.exit_code, read.reason.as_str(), read.finished), (State::Exited, exit_code, reason, 7));
         };
         check(container_state::EXITED, 3, "Error");

@@ -86,6 +86,8 @@ pub struct Worker {
     /// What was seen of containers in their present state, by id.
     known: HashMap<String, Container>,
     exited: BTreeSet<String>,
+    /// Containers that the kernel killed for their memory limit: the runtime's own books say so later, and perhaps after we have read them.
+    starved: BTreeSet<String>,
     /// Containers that had probes started or were taken over from an earlier run.
     adopted: BTreeSet<String>,
     refresh: bool,
@@ -116,6 +118,7 @@ pub fn spawn(context: Arc<Context>, pod: Arc<Pod>, tasks: &mut tokio::task::Join
         ips: HashMap::new(),
         known: HashMap::new(),
         exited: BTreeSet::new(),
+        starved: BTreeSet::new(),
         adopted: BTreeSet::new(),
         refresh: false,
         told: BTreeMap::new(),
