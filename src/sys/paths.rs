@@ -29,5 +29,7 @@ pub const PKI: &str = "/etc/kprov/pki";
 pub const DATA: &str = "/var/lib/kprov";
 /// containerd's configuration of pod networks: ours alone, since it takes the first file that it finds.
 pub const CNI: &str = "/etc/kprov/cni";
+/// Where systemd keeps what `set-property --runtime` told it of units, until the next boot.
+pub const UNIT_PROPERTIES: &str = "/run/systemd/system.control";
 /// On a host with the local provider: the local cloud's own data (its "data centre"), never the operator's state.
 pub const LOCAL_CLOUD: &str = "/var/lib/kprov/local";

@@ -46,7 +46,6 @@ to_json!(
     compute::ForwardingRule,
     compute::GuestAttributes,
     compute::HealthCheck,
-    compute::Image,
     compute::Instance,
     compute::InstanceGroup,
     compute::MachineType,

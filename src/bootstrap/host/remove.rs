@@ -25,8 +25,6 @@ const ROUTE_PROTOCOL: &str = "107";
 const TUNNEL: &str = "kprov-vxlan";
 /// By containerd's two ways of naming groups.
 const POD_GROUPS: [&str; 2] = ["kpods", "kpods.slice"];
-/// Where systemd keeps what it was told of them until the next boot.
-const GROUP_PROPERTIES: &str = "/run/systemd/system.control";
 /// Killed processes leave their groups a moment later.
 const GROUP_TRIES: u32 = 50;
 
@@ -56,7 +54,7 @@ pub fn everything(reporter: &Reporter) -> Result<()> {
         Ok(true.into())
     })?;
     reporter.step("kernel", || {
-        network();
+        network(init);
         Ok(true.into())
     })?;
     reporter.step("service manager", || Ok(supervisor::client::end()?.into()))?;
@@ -129,7 +127,7 @@ fn kill(process: &str) {
 }
 
 /// Nothing here is worth an error: a machine whose kernel refuses keeps an unused rule.
-fn network() {
+fn network(init: Init) {
     let quiet = |program: &str, arguments: &[&str]| {
         let _ = machine::command(program).args(arguments).output();
     };
@@ -139,10 +137,10 @@ fn network() {
     quiet("ip", &["route", "flush", "proto", ROUTE_PROTOCOL]);
     quiet("ip", &["link", "delete", TUNNEL, "type", "vxlan"]);
     quiet("ip", &["address", "delete", DNS_ADDRESS, "dev", "lo"]);
-    if matches!(Init::detect(), Ok(Init::Systemd)) {
+    if init == Init::Systemd {
         // With it end the slices of classes and pods below.
         quiet("systemctl", &["stop", "kpods.slice"]);
-        entries(GROUP_PROPERTIES).filter(|path| is_of_pods(path)).for_each(|path| drop(std::fs::remove_dir_all(path)));
+        entries(paths::UNIT_PROPERTIES).filter(|path| is_of_pods(path)).for_each(|path| drop(std::fs::remove_dir_all(path)));
     }
     for hierarchy in cgroups::hierarchies().unwrap_or_default() {
         for group in POD_GROUPS.map(|name| hierarchy.mount.join(name)).iter().filter(|group| group.exists()) {
@@ -215,7 +213,7 @@ mod tests {
 
     #[test]
     fn only_properties_of_pods_go() {
-        let check = |name: &str, expected| assert_eq!(is_of_pods(&Path::new(GROUP_PROPERTIES).join(name)), expected, "{name}");
+        let check = |name: &str, expected| assert_eq!(is_of_pods(&Path::new(paths::UNIT_PROPERTIES).join(name)), expected, "{name}");
         check("kpods.slice.d", true);
         check("kpods-besteffort.slice.d", true);
         check("kpods-burstable-poda_b.slice.d", true);

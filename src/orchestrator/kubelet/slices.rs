@@ -2,13 +2,12 @@
 
 use super::resources::{Amounts, PERIOD_MICROS, quota};
 use crate::error::{Context, Error, Kind, Result};
+use crate::sys::paths::UNIT_PROPERTIES;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
 pub const SUFFIX: &str = ".slice";
-/// Where systemd keeps what `set-property --runtime` set, until the next boot.
-const PROPERTIES: &str = "/run/systemd/system.control";
 /// A stop that waits for its processes takes as long as they do.
 const TIMEOUT: Duration = Duration::from_secs(120);
 
@@ -23,7 +22,7 @@ pub async fn limit(slice: &str, amounts: Amounts) -> Result<()> {
 /// Ends the slice with everything in it, and what was set for it.
 pub async fn remove(slice: &str) -> Result<()> {
     systemctl(&["stop", "--quiet", "--", slice]).await?;
-    match std::fs::remove_dir_all(Path::new(PROPERTIES).join(format!("{slice}.d"))) {
+    match std::fs::remove_dir_all(Path::new(UNIT_PROPERTIES).join(format!("{slice}.d"))) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(error).or_fail(Kind::Host, || format!("could not remove what was set for {slice}"))
         }

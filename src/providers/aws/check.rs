@@ -2,14 +2,14 @@
 
 use super::Aws;
 use super::clients::ec2_tags;
-use super::failure::{OrFailure, failure};
+use super::failure::failure;
 use super::names::{GROUP, KEY_PAIR, MACHINES, MAIN, plain};
 use super::resources::crossed;
 use super::sizes::{self, OURS};
 use crate::engine::{Id, Resource};
 use crate::error::{Error, Kind, Result};
-use crate::providers::ownership;
 use crate::providers::resources::{LOAD_BALANCER, MACHINE, NETWORK};
+use crate::providers::{Provider, ownership};
 use aws_sdk_ec2::config::http::HttpResponse;
 use aws_sdk_ec2::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_ec2::primitives::Blob;
@@ -18,8 +18,8 @@ use serde_json::Value;
 
 impl Aws {
     pub(super) async fn check_all(&self, resources: &[Resource]) -> Result<()> {
-        let who = self.clients.sts.get_caller_identity().send().await.or_failure("sign in to AWS").map(drop);
-        let mut problems: Vec<Error> = who.err().into_iter().chain(wrong(resources)).collect();
+        // Who says where it is has signed in.
+        let mut problems: Vec<Error> = self.place().await.err().into_iter().chain(wrong(resources)).collect();
         // Whoever is nobody is refused everything.
         if problems.is_empty() {
             problems.extend(self.forbidden(resources).await);
