@@ -306,12 +306,20 @@ impl Hosts {
     }
 
     /// For what nobody tells: the loop inside does it when it comes to it.
-    pub fn until(&self, mut is_so: impl FnMut() -> bool) {
+    pub fn until(&self, is_so: impl FnMut() -> bool) {
+        assert!(self.comes_to_be(is_so), "it did not come to be");
+    }
+
+    /// Within a minute.
+    pub fn comes_to_be(&self, mut is_so: impl FnMut() -> bool) -> bool {
         let begin = std::time::Instant::now();
         while !is_so() {
-            assert!(begin.elapsed().as_secs() < 60, "it did not come to be");
+            if begin.elapsed().as_secs() >= 60 {
+                return false;
+            }
             std::thread::sleep(std::time::Duration::from_millis(200));
         }
+        true
     }
 
     pub fn inventories(&self) -> Vec<String> {
