@@ -1,12 +1,13 @@
 //! The loop inside the cluster: the same engine as `kprov up`, fed by the Blueprint object, for ever.
 //!
-//! It wakes on events (the Blueprint, Nodes, Services of type LoadBalancer, the provider's own changes) and at the latest after
-//! [`REST`]; each time it looks at everything afresh. It acts only while the epoch says that it is the writer.
+//! It wakes when somebody wants something else (the Blueprint, Services of type LoadBalancer), when a node stands otherwise, when the
+//! provider tells of a change, and at the latest after [`REST`]; each time it looks at everything afresh. It acts only while the epoch says that it is the writer.
 
 mod report;
 
 use super::world::hosts::Hosts;
-use super::world::{host_door, images, nodes};
+use super::world::nodes::{self, Standing};
+use super::world::{host_door, images};
 use crate::blueprint::{Blueprint, schema::Metadata};
 use crate::bootstrap::install::Program;
 use crate::bootstrap::spec::PROVIDER_FILE;
@@ -96,28 +97,54 @@ impl Keeper {
         self.blueprints.synced().await;
         self.informers.nodes.synced().await;
         self.informers.services.synced().await;
-        let mut blueprints = self.blueprints.changed();
-        let mut nodes = self.informers.nodes.changed();
-        let mut services = self.informers.services.changed();
         let mut seen = String::new();
         let mut idle = 0;
         loop {
+            let (wish, nodes) = (self.wish(), self.nodes());
             let end = self.round(cancel).await.unwrap_or_else(|error| {
                 tracing::warn!("infrastructure: {}", error.chain());
                 RoundEnd::Failed
             });
             if end == RoundEnd::Failed {
-                // Its own words in the status wake it, too: a failure that reads differently each time must not become a busy loop.
+                // A provider that cannot be asked for its changes says so at once.
                 sleep(AGAIN).await;
             }
             // Only rounds that came by themselves say that there is nothing to hurry for.
             tokio::select! {
-                () = blueprints.wait() => idle = 0,
-                () = nodes.wait() => {}
-                () = services.wait() => {}
+                () = self.wishes_other_than(&wish) => idle = 0,
+                () = self.nodes_other_than(&nodes) => {}
                 now = self.provider.changed(&seen) => seen = now.unwrap_or_default(),
                 () = sleep(pause(end, idle)) => idle = if end.is_idle() { idle + 1 } else { 0 },
             }
+        }
+    }
+
+    fn wish(&self) -> Wish {
+        let object = self.blueprints.get("", &self.hosts.trust.cluster.name);
+        Wish::of(object.as_deref(), &self.informers.services.list())
+    }
+
+    fn nodes(&self) -> Vec<Standing> {
+        self.informers.nodes.list().iter().map(|node| Standing::of(node)).collect()
+    }
+
+    /// Returns when somebody wants something else. What this loop itself writes into a status is nobody's wish.
+    async fn wishes_other_than(&self, wish: &Wish) {
+        let (mut blueprints, mut services) = (self.blueprints.changed(), self.informers.services.changed());
+        while self.wish() == *wish {
+            tokio::select! {
+                () = blueprints.wait() => {}
+                () = services.wait() => {}
+            }
+        }
+    }
+
+    /// Returns when a node stands otherwise. What nodes report of themselves every few minutes is no reason to look: of a few hundred
+    /// machines there is always one that does.
+    async fn nodes_other_than(&self, nodes: &[Standing]) {
+        let mut changed = self.informers.nodes.changed();
+        while self.nodes() == nodes {
+            changed.wait().await;
         }
     }
 
@@ -191,26 +218,12 @@ impl Keeper {
         let mut work = std::pin::pin!(work);
         tokio::select! {
             ended = &mut work => return ended.map(Some),
-            () = self.overtaken(wish) => stop.cancel(),
+            () = self.wishes_other_than(wish) => stop.cancel(),
         }
         if tokio::time::timeout(GRACE, work).await.is_err() {
             tracing::info!("what is in flight is left to the next look: something else is wanted");
         }
         Ok(None)
-    }
-
-    async fn overtaken(&self, wish: &Wish) {
-        let (mut blueprints, mut services) = (self.blueprints.changed(), self.informers.services.changed());
-        let now = || {
-            let object = self.blueprints.get("", &self.hosts.trust.cluster.name);
-            Wish::of(object.as_deref(), &self.informers.services.list())
-        };
-        while now() == *wish {
-            tokio::select! {
-                () = blueprints.wait() => {}
-                () = services.wait() => {}
-            }
-        }
     }
 
     async fn desired(&self, blueprint: &Blueprint, services: &[Arc<Service>]) -> Result<Vec<Resource>> {
@@ -238,15 +251,15 @@ impl Keeper {
 /// What somebody wants, as far as this loop serves it.
 #[derive(PartialEq)]
 struct Wish {
-    /// Of the Blueprint.
-    generation: Option<i64>,
+    /// The Blueprint's own and its spec's.
+    version: Option<(Option<String>, Option<i64>)>,
     balancers: Vec<Wanted>,
 }
 
 impl Wish {
     fn of(blueprint: Option<&BlueprintObject>, services: &[Arc<Service>]) -> Self {
-        let generation = blueprint.and_then(|object| object.metadata.generation);
-        Wish { generation, balancers: service_load_balancer::wanted(services) }
+        let version = blueprint.map(|object| (object.metadata.uid.clone(), object.metadata.generation));
+        Wish { version, balancers: service_load_balancer::wanted(services) }
     }
 }
 
@@ -304,6 +317,21 @@ fn blueprint(object: &BlueprintObject) -> Blueprint {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_the_loop_writes_into_a_status_is_nobodys_wish() {
+        let wish = |uid: &str, generation: i64, status: Value| {
+            let spec = json!({"provider": "local", "machines": []});
+            let metadata = json!({"name": "shop", "uid": uid, "generation": generation});
+            let object: BlueprintObject = serde_json::from_value(json!({"metadata": metadata, "spec": spec, "status": status})).unwrap();
+            Wish::of(Some(&object), &[])
+        };
+        let first = wish("u1", 1, json!(null));
+        assert!(wish("u1", 1, json!({"doing": ["create machine/worker-2"]})) == first);
+        assert!(wish("u1", 2, json!(null)) != first);
+        assert!(wish("u2", 1, json!(null)) != first, "deleted and written again");
+        assert!(Wish::of(None, &[]) != first);
+    }
 
     #[test]
     fn rounds_that_achieve_nothing_come_less_and_less_often() {

@@ -9,6 +9,7 @@ use crate::orchestrator::client::{Client, Delete, Patch, Selector, path};
 use futures::FutureExt;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use serde_json::json;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
@@ -47,6 +48,32 @@ fn host(node: &Node, machines: &[Observed], now: SystemTime) -> Option<Observed>
         outputs: json!({"nodeName": name}),
         needs: vec![Id::new(MACHINE, &name)],
     })
+}
+
+/// What the loop goes by of a Node; another one is a reason to look.
+#[derive(Debug, PartialEq)]
+pub struct Standing {
+    name: Option<String>,
+    uid: Option<String>,
+    is_ready: bool,
+    revision: Option<String>,
+    rotate_at: Option<String>,
+    labels: Option<BTreeMap<String, String>>,
+}
+
+impl Standing {
+    pub fn of(node: &Node) -> Standing {
+        let metadata = &node.metadata;
+        let annotation = |name: &str| metadata.annotations.as_ref().and_then(|annotations| annotations.get(name)).cloned();
+        Standing {
+            name: metadata.name.clone(),
+            uid: metadata.uid.clone(),
+            is_ready: is_ready(node),
+            revision: annotation(REVISION),
+            rotate_at: annotation(ROTATE_AT),
+            labels: metadata.labels.clone(),
+        }
+    }
 }
 
 /// Nodes that lack the label of their role, with it: `kubectl get nodes` shows it, and selectors may ask for it.
@@ -134,6 +161,26 @@ async fn await_change(client: &Client, selector: &Selector, deadline: Instant) -
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_node_that_only_reports_itself_stands_as_before() {
+        let standing = |metadata: serde_json::Value, ready: &str, heartbeat: &str| {
+            let conditions = json!([{"type": "Ready", "status": ready, "lastHeartbeatTime": heartbeat}]);
+            Standing::of(&serde_json::from_value(json!({"metadata": metadata, "status": {"conditions": conditions}})).unwrap())
+        };
+        let (at, later) = ("2026-01-01T00:00:00Z", "2026-01-01T00:05:00Z");
+        let before = standing(json!({"name": "worker-1", "uid": "u1", "resourceVersion": "7"}), "True", at);
+        assert_eq!(standing(json!({"name": "worker-1", "uid": "u1", "resourceVersion": "8"}), "True", later), before);
+        for other in [
+            standing(json!({"name": "worker-1", "uid": "u1"}), "Unknown", at),
+            standing(json!({"name": "worker-1", "uid": "u2"}), "True", at),
+            standing(json!({"name": "worker-1", "uid": "u1", "annotations": {REVISION: "r2"}}), "True", at),
+            standing(json!({"name": "worker-1", "uid": "u1", "annotations": {ROTATE_AT: "1000"}}), "True", at),
+            standing(json!({"name": "worker-1", "uid": "u1", "labels": {"a": "b"}}), "True", at),
+        ] {
+            assert_ne!(other, before);
+        }
+    }
 
     #[test]
     fn a_host_is_due_when_the_first_of_its_certificates_is() {
