@@ -11,6 +11,7 @@ pub mod filesystems;
 pub mod handlers;
 pub mod images;
 pub mod inotify;
+pub mod kernel_log;
 pub mod logs;
 pub mod machine;
 pub mod node;
@@ -56,6 +57,7 @@ pub struct Context {
     pub logs: PathBuf,
     /// Which pod (uid) a sandbox or container id belongs to.
     pub owners: Mutex<HashMap<String, String>>,
+    pub kernel_log: Mutex<kernel_log::KernelLog>,
     pub happenings: broadcast::Sender<Happening>,
     /// A disk is nearly full.
     pub disk_pressure: watch::Sender<bool>,
@@ -90,6 +92,7 @@ pub async fn run_with(config: Arc<AgentConfig>, client: Client, services: Inform
         driver: cgroups::driver(),
         logs: PathBuf::from(LOGS),
         owners: Mutex::default(),
+        kernel_log: Mutex::new(kernel_log::KernelLog::open()),
         happenings: broadcast::Sender::new(HAPPENINGS),
         disk_pressure: watch::Sender::default(),
         started: worker::wall(),

@@ -157,6 +157,8 @@ impl Root<'_> {
         {
             mknod(&dev.join(name), SFlag::S_IFCHR, Mode::from_bits_truncate(0o666), makedev(major, minor))?;
         }
+        // The agent reads there whom the kernel killed for memory.
+        mknod(&dev.join("kmsg"), SFlag::S_IFCHR, Mode::S_IRUSR, makedev(1, 11))?;
         for folder in ["pts", "shm", "mqueue", "net"] {
             make(&dev.join(folder), 0o755)?;
         }

@@ -82,8 +82,7 @@ impl Worker {
         if state(&listed) == State::Exited && status.message.is_empty() {
             status.message = self.last_words(&listed, status.exit_code);
         }
-        let starved = self.starved.contains(&listed.id);
-        let container = joined(listed, status, starved);
+        let container = joined(listed, status, |id| self.starved.contains(id) || self.context.kernel_log.lock().has_killed(id));
         Ok(Container { ended: ended(container.finished, super::wall(), super::now()), ..container })
     }
 
@@ -126,8 +125,9 @@ fn ended(finished: Nanos, wall: Nanos, now: Nanos) -> Nanos {
     now - (wall - finished).max(0)
 }
 
-/// What the runtime's list and its word on one container say together. A state that it does not know itself counts as killed.
-fn joined(listed: messages::Container, status: ContainerStatus, starved: bool) -> Container {
+/// What the runtime's list and its word on one container say together. A state that it does not know itself counts as killed. `starved`
+/// is asked of one that failed: whether the kernel killed in it for memory.
+fn joined(listed: messages::Container, status: ContainerStatus, starved: impl FnOnce(&str) -> bool) -> Container {
     let state = state(&listed);
     let unknown = listed.state != container_state::EXITED && state == State::Exited;
     let metadata = listed.metadata.unwrap_or_default();
@@ -141,7 +141,7 @@ fn joined(listed: messages::Container, status: ContainerStatus, starved: bool) -
         exit_code: if unknown { 137 } else { status.exit_code },
         reason: match status.reason {
             _ if unknown => "ContainerStatusUnknown".to_owned(),
-            _ if starved && state == State::Exited && status.exit_code != 0 => "OOMKilled".to_owned(),
+            _ if state == State::Exited && status.exit_code != 0 && starved(&listed.id) => "OOMKilled".to_owned(),
             reason => reason,
         },
         message: status.message,
@@ -163,7 +163,7 @@ mod tests {
         let reason = |listed_state: i32, exit_code: i32, starved: bool| {
             let listed = messages::Container { state: listed_state, ..Default::default() };
             let status = ContainerStatus { exit_code, reason: "Error".into(), ..Default::default() };
-            joined(listed, status, starved).reason
+            joined(listed, status, |_| starved).reason
         };
         assert_eq!(reason(container_state::EXITED, 137, true), "OOMKilled");
         assert_eq!(reason(container_state::EXITED, 137, false), "Error");
@@ -185,7 +185,7 @@ mod tests {
     fn a_container_whose_state_is_unknown_counts_as_killed() {
         let check = |state: i32, exit_code: i32, reason: &str| {
             let listed = messages::Container { state, created_at: 7, ..Default::default() };
-            let read = joined(listed, ContainerStatus { exit_code: 3, reason: "Error".into(), ..Default::default() }, false);
+            let read = joined(listed, ContainerStatus { exit_code: 3, reason: "Error".into(), ..Default::default() }, |_| false);
             assert_eq!((read.state, read.exit_code, read.reason.as_str(), read.finished), (State::Exited, exit_code, reason, 7));
         };
         check(container_state::EXITED, 3, "Error");
