@@ -6,6 +6,7 @@
 use super::write::{Write, apply_all};
 use super::{Clock, Context, Informers, each, pods, work};
 use crate::error::Error;
+use crate::orchestrator::api::kinds::taints::{NOT_READY, UNREACHABLE, UNSCHEDULABLE};
 use crate::orchestrator::client::events::{Recorder, Subject};
 use crate::orchestrator::client::{Client, Key, Object, Patch, Queue, path, time};
 use k8s_openapi::api::core::v1::{Node, NodeCondition, Pod, Taint};
@@ -16,9 +17,6 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
-
-pub const UNREACHABLE: &str = "node.kubernetes.io/unreachable";
-pub const NOT_READY: &str = "node.kubernetes.io/not-ready";
 
 /// What is known of a node beyond its object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,13 +95,13 @@ fn taints(node: &Node, held: &[Taint], conditions: &[NodeCondition], view: View,
     let keys: Vec<(String, &str)> = rules.iter().map(|(kind, key)| (format!("node.kubernetes.io/{key}"), *kind)).collect();
     wanted.extend(keys.iter().filter(|(_, kind)| status(kind) == Some("True")).map(|(key, _)| (key.as_str(), "NoSchedule")));
     if node.spec.as_ref().and_then(|spec| spec.unschedulable).unwrap_or(false) {
-        wanted.push(("node.kubernetes.io/unschedulable", "NoSchedule"));
+        wanted.push((UNSCHEDULABLE, "NoSchedule"));
     }
     if view.disrupted && view.silent {
         wanted.retain(|(_, effect)| *effect != "NoExecute");
     }
     let ours = |taint: &Taint| {
-        let own_key = [NOT_READY, UNREACHABLE, "node.kubernetes.io/unschedulable"].contains(&taint.key.as_str());
+        let own_key = [NOT_READY, UNREACHABLE, UNSCHEDULABLE].contains(&taint.key.as_str());
         own_key || keys.iter().any(|(key, _)| *key == taint.key)
     };
     let mut all: Vec<Taint> =

@@ -3,6 +3,7 @@
 use super::labels::{node_selector_matches, selector_matches};
 use super::pod::PodInfo;
 use super::snapshot::{NodeInfo, Snapshot};
+use crate::orchestrator::api::kinds::taints::UNSCHEDULABLE;
 use k8s_openapi::api::core::v1::{PodAffinityTerm, Taint, Toleration, TopologySpreadConstraint};
 use std::collections::BTreeMap;
 
@@ -59,7 +60,7 @@ pub fn reason_against(pod: &PodInfo, node: &NodeInfo, cluster: &Cluster<'_>) -> 
 }
 
 fn unschedulable(pod: &PodInfo, node: &NodeInfo) -> Option<String> {
-    let taint = Taint { key: "node.kubernetes.io/unschedulable".into(), effect: "NoSchedule".into(), ..Taint::default() };
+    let taint = Taint { key: UNSCHEDULABLE.into(), effect: "NoSchedule".into(), ..Taint::default() };
     (node.unschedulable && !tolerated(&pod.tolerations, &taint)).then(|| "node(s) were unschedulable".into())
 }
 

@@ -1,11 +1,13 @@
-//! Upstream's NodeRestriction: a node writes its own objects only, and gives itself no labels or taints that others rely on.
+//! Upstream's NodeRestriction: a node writes its own objects only, and gives itself no labels or taints that others rely on. And its
+//! TaintNodesByCondition: nothing is placed on a node before it was once ready.
 
-use super::super::object::{self, meta, peek};
+use super::super::kinds::taints::NOT_READY;
+use super::super::object::{self, meta, part_mut, peek};
 use super::super::route::Target;
 use super::super::server::Call;
 use super::super::status::{Answer, Status};
 use super::super::tokens::find;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 /// Labels under `kubernetes.io` and `k8s.io` that a node may set itself.
 const OWN_LABELS: &[&str] = &[
@@ -26,7 +28,26 @@ fn refuse(call: &Call, name: &str, why: &str) -> Answer<()> {
     Err(Status::forbidden(&call.row.group, &call.row.plural, name, why))
 }
 
-pub fn create(call: &Call, object: &Value) -> Answer<()> {
+pub fn create(call: &Call, object: &mut Value) -> Answer<()> {
+    may_create(call, object)?;
+    if call.row.is("", "Node") {
+        begin_not_ready(object);
+    }
+    Ok(())
+}
+
+/// Whoever says that the node is ready takes it away.
+fn begin_not_ready(node: &mut Value) {
+    let taints = part_mut(node, "spec").entry("taints").or_insert_with(|| json!([]));
+    let is_it = |taint: &Value| taint["key"] == NOT_READY && taint["effect"] == "NoSchedule";
+    if let Some(taints) = taints.as_array_mut()
+        && !taints.iter().any(is_it)
+    {
+        taints.push(json!({"key": NOT_READY, "effect": "NoSchedule"}));
+    }
+}
+
+fn may_create(call: &Call, object: &Value) -> Answer<()> {
     let Some(node) = call.user.node() else { return Ok(()) };
     let name = meta(object, "name");
     match &*call.row.plural {
@@ -98,7 +119,20 @@ fn may_set(label: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::may_set;
+    use super::*;
+
+    #[test]
+    fn a_new_node_is_not_ready_whatever_its_maker_says() {
+        let check = |mut node: Value, expected: Value| {
+            begin_not_ready(&mut node);
+            assert_eq!(node["spec"]["taints"], expected);
+        };
+        let not_ready = json!({"key": NOT_READY, "effect": "NoSchedule"});
+        let role = json!({"key": "node-role.kubernetes.io/control-plane", "effect": "NoSchedule"});
+        check(json!({"metadata": {"name": "worker-1"}}), json!([not_ready]));
+        check(json!({"spec": {"taints": [role]}}), json!([role, not_ready]));
+        check(json!({"spec": {"taints": [not_ready]}}), json!([not_ready]));
+    }
 
     #[test]
     fn node_may_not_claim_a_role_or_a_restriction() {

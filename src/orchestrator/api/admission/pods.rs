@@ -1,5 +1,6 @@
 //! What every new pod gets: a service account with its token volume, tolerations of a node's short absence, a priority.
 
+use super::super::kinds::taints::{NOT_READY, UNREACHABLE};
 use super::super::object::{self, part_mut, random_suffix, text};
 use super::super::server::Call;
 use super::super::status::{Answer, Status};
@@ -76,7 +77,7 @@ fn token_volume(name: &str) -> Value {
 fn tolerations(call: &Call, pod: &mut Value) {
     let list = part_mut(pod, "spec").entry("tolerations").or_insert_with(|| json!([]));
     let Some(list) = list.as_array_mut() else { return };
-    for key in ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"] {
+    for key in [NOT_READY, UNREACHABLE] {
         if !list.iter().any(|toleration| tolerates(toleration, key)) {
             let seconds = call.server.config.eviction_seconds;
             list.push(json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": seconds}));

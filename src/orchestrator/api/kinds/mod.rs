@@ -13,6 +13,7 @@ pub mod schema;
 pub mod selector;
 pub mod strategy;
 pub mod table;
+pub mod taints;
 pub mod validation;
 
 pub use super::status::Cause;
