@@ -8,7 +8,9 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 /// What an event is about.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -53,10 +55,44 @@ const REMEMBERED: usize = 4096;
 /// How many wait for the API while it is away; more are dropped, as upstream does.
 const WAITING: usize = 1000;
 
+/// Upstream's spam filter: what is said about one object for one reason is bounded, whatever the messages.
+const AT_ONCE: u32 = 25;
+const ONE_PER: Duration = Duration::from_secs(300);
+/// Below this many it is not worth looking for allowances to forget.
+const FEW: usize = 1024;
+
+/// What may still be said, by (object's uid, reason): a token bucket each, kept as the time at which it is full again. Then it is forgotten.
+#[derive(Default)]
+struct Allowances {
+    full_at: HashMap<(String, String), Instant>,
+    /// How many there are when full ones are looked for; doubles with what must be kept, so that looking stays cheap.
+    sweep_at: usize,
+}
+
+impl Allowances {
+    /// Whether one more event may be written now; if so it is counted.
+    fn take(&mut self, subject: &Subject, reason: &str, now: Instant) -> bool {
+        if self.full_at.len() >= self.sweep_at.max(FEW) {
+            self.full_at.retain(|_, full_at| *full_at > now);
+            self.sweep_at = self.full_at.len() * 2;
+        }
+        let own_uid = (!subject.uid.is_empty()).then(|| subject.uid.clone());
+        let who = own_uid.unwrap_or_else(|| format!("{}/{}/{}", subject.kind, subject.namespace, subject.name));
+        let held = self.full_at.entry((who, reason.into())).or_insert(now);
+        let full_at = (*held).max(now) + ONE_PER;
+        let allowed = full_at.duration_since(now) <= AT_ONCE * ONE_PER;
+        if allowed {
+            *held = full_at;
+        }
+        allowed
+    }
+}
+
 /// Cheap to clone. Recording never waits and never fails.
 #[derive(Clone)]
 pub struct Recorder {
     sender: mpsc::Sender<Entry>,
+    allowances: Arc<Mutex<Allowances>>,
 }
 
 impl Recorder {
@@ -69,12 +105,12 @@ impl Recorder {
                 writer.write(entry).await;
             }
         });
-        Recorder { sender }
+        Recorder { sender, allowances: Arc::default() }
     }
 
     /// One that nobody reads: for tests.
     pub fn silent() -> Self {
-        Recorder { sender: mpsc::channel(1).0 }
+        Recorder { sender: mpsc::channel(1).0, allowances: Arc::default() }
     }
 
     pub fn normal(&self, subject: Subject, reason: &str, message: impl Into<String>) {
@@ -84,6 +120,10 @@ impl Recorder {
         self.record(subject, true, reason, message.into());
     }
     fn record(&self, subject: Subject, warning: bool, reason: &str, message: String) {
+        // Before the queue, so that one noisy object does not crowd out the others there.
+        if !self.allowances.lock().take(&subject, reason, Instant::now()) {
+            return;
+        }
         // Full means the API has been away for long; what is lost is talk, not state.
         let _ = self.sender.try_send(Entry { subject, warning, reason: reason.into(), message: message.chars().take(1024).collect() });
     }
@@ -191,5 +231,63 @@ impl Writer {
             "source": source, "reportingComponent": self.component, "reportingInstance": self.host,
             "firstTimestamp": now, "lastTimestamp": now, "count": count,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn subject(uid: &str, name: &str) -> Subject {
+        Subject {
+            api_version: "v1".into(),
+            kind: "Pod".into(),
+            namespace: "shop".into(),
+            name: name.into(),
+            uid: uid.into(),
+            field_path: String::new(),
+        }
+    }
+
+    fn minutes(minutes: u64) -> Duration {
+        Duration::from_secs(60 * minutes)
+    }
+
+    /// How many of `tries` are let through.
+    fn let_through(allowances: &mut Allowances, subject: &Subject, reason: &str, now: Instant, tries: usize) -> usize {
+        (0..tries).filter(|_| allowances.take(subject, reason, now)).count()
+    }
+
+    #[test]
+    fn one_object_and_reason_may_say_25_at_once_and_then_one_per_5_minutes() {
+        let (mut allowances, start) = (Allowances::default(), Instant::now());
+        let pod = subject("u", "web");
+        for (at, expected) in [(0, 25), (4, 0), (5, 1), (6, 0), (10, 1), (25, 3), (10_000, 25)] {
+            assert_eq!(let_through(&mut allowances, &pod, "BackOff", start + minutes(at), 40), expected, "after {at} minutes");
+        }
+    }
+
+    #[test]
+    fn others_are_not_silenced() {
+        let (mut allowances, start) = (Allowances::default(), Instant::now());
+        assert_eq!(let_through(&mut allowances, &subject("u", "web"), "BackOff", start, 40), 25);
+        assert_eq!(let_through(&mut allowances, &subject("u", "web"), "Killing", start, 2), 2);
+        assert_eq!(let_through(&mut allowances, &subject("v", "web"), "BackOff", start, 2), 2);
+        assert_eq!(let_through(&mut allowances, &subject("", "one"), "BackOff", start, 40), 25);
+        assert_eq!(let_through(&mut allowances, &subject("", "two"), "BackOff", start, 2), 2);
+    }
+
+    #[test]
+    fn full_allowances_are_forgotten_and_spent_ones_are_not() {
+        let (mut allowances, start) = (Allowances::default(), Instant::now());
+        let noisy = subject("noisy", "noisy");
+        let_through(&mut allowances, &noisy, "BackOff", start, 40);
+        for number in 0..20 * FEW {
+            // Ten pods a second, each of which is started once.
+            let now = start + Duration::from_millis(100 * number as u64);
+            assert!(allowances.take(&subject(&number.to_string(), "pod"), "Started", now));
+            assert!(allowances.full_at.len() <= 8 * FEW, "{} are held", allowances.full_at.len());
+        }
+        assert!(allowances.full_at.contains_key(&("noisy".to_string(), "BackOff".to_string())));
     }
 }

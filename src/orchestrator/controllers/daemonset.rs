@@ -1,7 +1,7 @@
 //! DaemonSet: one pod of a template on every node that it may run on.
 
 use super::deployment::{hash, resolve};
-use super::expectations::Expectations;
+use super::expectations::{Expectations, sooner};
 use super::pod_control::{self, PodControl, Trouble};
 use super::pods::{self, Available};
 use super::replicaset::differs;
@@ -18,7 +18,7 @@ use k8s_openapi::api::core::v1::{Node, Pod, PodSpec, Taint, Toleration};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -149,8 +149,17 @@ pub fn plan(view: &View, nodes: &[Arc<Node>], all: &[Arc<Pod>], now: Timestamp) 
             plan.create.push(node.name().into());
         }
     }
+    plan.delete.extend(meant_for_no_node(nodes, &held));
     roll(view, nodes, &held, now, &mut plan);
     plan
+}
+
+/// Pods that were made for a node which went before they were bound: no other node is theirs, so they would wait for ever. A bound pod of a
+/// node that is gone is the pod collector's; one without a name to go by was not made here and may be bound yet.
+fn meant_for_no_node(nodes: &[Arc<Node>], held: &BTreeMap<&str, Vec<&Arc<Pod>>>) -> Vec<Arc<Pod>> {
+    let names: BTreeSet<&str> = nodes.iter().map(|node| node.name()).collect();
+    let homeless = held.iter().filter(|(node, _)| !node.is_empty() && !names.contains(*node)).flat_map(|(_, pods)| pods);
+    homeless.filter(|pod| pods::node(pod).is_empty() && !pod.deleting()).map(|pod| (*pod).clone()).collect()
 }
 
 /// Replaces pods of an old template: the broken at once, the working as far as `maxUnavailable` allows.
@@ -253,19 +262,19 @@ impl DaemonSets {
     async fn sync(&self, key: Key) -> Result<Option<Duration>, Error> {
         let Some(set) = self.informers.daemon_sets.get_key(&key) else { return Ok(None) };
         let client = &self.control.client;
-        let met = self.control.expectations.met(set.uid());
+        let unmet = self.control.expectations.unmet(set.uid());
         let mine = self.control.claim::<DaemonSet>(&*set, &self.informers.pods, |pod| selects(&set, pod), |_| true).await?;
         let view = View::new(&set);
         let nodes = self.informers.nodes.list();
         let mut trouble = None;
-        if met {
+        if unmet.is_none() {
             trouble = self.carry_out(&view, plan(&view, &nodes, &mine, (self.clock)())).await.err();
         }
         let (wanted, again) = status(&view, &nodes, &mine, (self.clock)());
         if differs(&json!(set.status), &wanted) {
             apply_all(client, &[Write::merge::<DaemonSet>(&*set, "status", json!({"status": wanted}))]).await?;
         }
-        trouble.map_or(Ok(again), |trouble| Err(trouble.failure.into()))
+        trouble.map_or(Ok(sooner(again, unmet)), |trouble| Err(trouble.failure.into()))
     }
 
     async fn carry_out(&self, view: &View<'_>, plan: Plan) -> Result<(), Trouble> {
@@ -350,6 +359,26 @@ mod tests {
         let mut waiting = (*pod(&plain, "a", false)).clone();
         waiting.spec.as_mut().unwrap().node_name = None;
         check(&plain, &[node("a", json!({}))], &[Arc::new(waiting)], &[], &[]);
+    }
+
+    #[test]
+    fn an_unbound_pod_whose_node_is_gone_is_deleted_once() {
+        let plain = set(json!({}));
+        let unbound = |name: &str, more: Value| {
+            let mut value = json!(*pod(&plain, name, false));
+            json_patch::merge(&mut value, &json!({"spec": {"nodeName": null}, "status": {"phase": "Pending"}}));
+            json_patch::merge(&mut value, &more);
+            Arc::new(serde_json::from_value::<Pod>(value).unwrap())
+        };
+        let delete = |pods: &[Arc<Pod>]| {
+            let plan = plan(&View::new(&plain), &[node("a", json!({}))], pods, "2026-01-02T00:00:00Z".parse().unwrap());
+            plan.delete.iter().map(|pod| pod.name().to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(delete(&[unbound("a", json!({})), unbound("gone", json!({}))]), ["log-gone"]);
+        let nothing: [&str; 0] = [];
+        assert_eq!(delete(&[unbound("gone", json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}}))]), nothing);
+        assert_eq!(delete(&[unbound("gone", json!({"spec": {"affinity": null}}))]), nothing, "nobody knows where it may run");
+        assert_eq!(delete(&[pod(&plain, "gone", true)]), nothing, "a bound pod is left to the pod collector");
     }
 
     #[test]

@@ -8,9 +8,12 @@ use crate::orchestrator::client::{Key, Object, Queue};
 use k8s_openapi::api::core::v1::{ContainerPort, Node, ObjectReference, Pod, Service, ServicePort};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
 
 const SERVICE: &str = "kubernetes.io/service-name";
 const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
@@ -18,6 +21,37 @@ const MANAGER: &str = "endpointslice-controller.k8s.io";
 const HEADLESS: &str = "service.kubernetes.io/headless";
 /// Upstream's own limit per slice: one change rewrites at most this many endpoints.
 const MAX_ENDPOINTS: usize = 100;
+
+/// A Service whose slices were written this recently is in the middle of something: a rollout, a node that comes or goes.
+const BUSY: Duration = Duration::from_secs(1);
+/// How long its next changes are gathered. Every write of a slice goes to every node, so one for each pod of many is the most costly way.
+const GATHER: Duration = Duration::from_millis(250);
+
+/// How long to gather changes before a Service is looked at: a quiet one is looked at at once. `written` is when its slices were last written.
+fn pause(written: Option<Instant>, now: Instant) -> Duration {
+    let busy = written.is_some_and(|written| now.saturating_duration_since(written) < BUSY);
+    if busy { GATHER } else { Duration::ZERO }
+}
+
+/// When each Service's slices were last written. Cheap to clone.
+#[derive(Clone, Default)]
+struct Written {
+    at: Arc<Mutex<HashMap<Key, Instant>>>,
+}
+
+impl Written {
+    /// Asks for a turn for a Service whose pods or slices have changed; of several waiting times the queue keeps the earliest.
+    fn ask(&self, queue: &Queue<Key>, key: Key) {
+        let written = self.at.lock().get(&key).copied();
+        queue.add_after(key, pause(written, Instant::now()));
+    }
+    fn note(&self, key: &Key) {
+        self.at.lock().insert(key.clone(), Instant::now());
+    }
+    fn forget(&self, key: &Key) {
+        self.at.lock().remove(key);
+    }
+}
 
 /// `slices` are those managed for this service; `zones` maps a node to its zone.
 pub fn decide(service: &Service, pods: &[Arc<Pod>], slices: &[Arc<EndpointSlice>], zones: &HashMap<String, String>) -> Vec<Write> {
@@ -218,28 +252,30 @@ fn container_port(pod: &Pod, name: &str, protocol: &str) -> Option<i32> {
 
 pub fn start(context: &Context, informers: &Informers) {
     let queue: Queue<Key> = Queue::new();
+    let written = Written::default();
     {
         let queue = queue.clone();
         each(&context.cancel, informers.services.changes(), move |change| queue.add(change.key));
     }
     {
-        let (queue, services) = (queue.clone(), informers.services.clone());
+        let (queue, services, written) = (queue.clone(), informers.services.clone(), written.clone());
         each(&context.cancel, informers.pods.changes(), move |change| {
             for service in services.list_in(&change.key.namespace) {
                 let Some(selector) = service.spec.as_ref().and_then(|spec| spec.selector.as_ref()) else { continue };
                 let concerned = |pod: &Arc<Pod>| map_matches(selector, pod.metadata.labels.as_ref());
                 if change.old.as_ref().is_some_and(concerned) || change.new.as_ref().is_some_and(concerned) {
-                    queue.add(Key::of(&*service));
+                    written.ask(&queue, Key::of(&*service));
                 }
             }
         });
     }
     {
-        let queue = queue.clone();
+        // What was written a moment ago comes back as a change: were it looked at at once, nothing would ever be gathered.
+        let (queue, written) = (queue.clone(), written.clone());
         each(&context.cancel, informers.endpoint_slices.changes(), move |change| {
             for slice in change.old.iter().chain(&change.new).filter(|slice| slice.label(MANAGED_BY) == Some(MANAGER)) {
                 if let Some(name) = slice.label(SERVICE) {
-                    queue.add(Key::new(slice.namespace(), name));
+                    written.ask(&queue, Key::new(slice.namespace(), name));
                 }
             }
         });
@@ -250,14 +286,20 @@ pub fn start(context: &Context, informers: &Informers) {
         _ => Vec::new(),
     });
     work(context, informers, queue, 4, move |key| {
-        let (client, all) = (client.clone(), all.clone());
+        let (client, all, written) = (client.clone(), all.clone(), written.clone());
         async move {
-            let Some(service) = all.services.get_key(&key) else { return Ok(None) };
+            let Some(service) = all.services.get_key(&key) else {
+                written.forget(&key);
+                return Ok(None);
+            };
             let selector = service.spec.as_ref().and_then(|spec| spec.selector.clone()).unwrap_or_default();
             let mut pods = all.pods.list_in(&key.namespace);
             pods.retain(|pod| map_matches(&selector, pod.metadata.labels.as_ref()));
             let slices = all.endpoint_slices.by_index("service", &key.to_string());
             let writes = decide(&service, &pods, &slices, &zones(&all.nodes.list()));
+            if !writes.is_empty() {
+                written.note(&key);
+            }
             match apply_all(&client, &writes).await {
                 Err(failure) if failure.is_terminating() => Ok(None),
                 outcome => Ok(outcome.map(|()| None)?),
@@ -385,6 +427,36 @@ mod tests {
         );
         assert_eq!((slices[0].label("team"), slices[0].label("tier"), slices[0].label(HEADLESS)), (None, Some("b"), Some("")));
         assert_eq!(decide(&service(json!({"spec": {"selector": null}})), &[pod(1, json!({}))], &slices, &HashMap::new()), []);
+    }
+
+    #[test]
+    fn a_quiet_service_is_looked_at_at_once_and_a_busy_one_gathers() {
+        let now = Instant::now() + Duration::from_secs(60);
+        let ago = |millis: u64| Some(now - Duration::from_millis(millis));
+        for (written, expected) in [(None, 0), (ago(0), 250), (ago(999), 250), (ago(1000), 0), (ago(30_000), 0)] {
+            assert_eq!(pause(written, now), Duration::from_millis(expected), "{:?}", written.map(|at| now - at));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn many_pods_of_one_service_give_four_turns_a_second() {
+        let (queue, written, key) = (Queue::<Key>::new(), Written::default(), Key::new("shop", "web"));
+        let start = Instant::now();
+        let turns = Arc::new(Mutex::new(Vec::new()));
+        let work = queue.run(4, |key: Key| {
+            turns.lock().push(start.elapsed().as_millis());
+            written.note(&key);
+            async { Ok(None) }
+        });
+        let pods = async {
+            for _ in 0..100 {
+                written.ask(&queue, key.clone());
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::select! { biased; () = work => {} () = pods => {} }
+        assert!((4..=5).contains(&turns.lock().len()), "turns at {:?}", turns.lock());
+        assert!(turns.lock()[0] < 10, "the first one at once");
     }
 
     #[test]

@@ -186,12 +186,6 @@ pub fn start(context: &Context) -> Informers {
     informers
 }
 
-/// Runs all controllers until `context.cancel`.
-pub async fn run(context: Context) {
-    start(&context);
-    context.cancel.cancelled().await;
-}
-
 /// Hands every change to `react`, which only decides whose turn it is.
 fn each<K: Object>(
     cancel: &CancellationToken,

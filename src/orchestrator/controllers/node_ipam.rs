@@ -39,6 +39,10 @@ pub fn start(context: &Context, informers: &Informers) {
             let all = nodes.list();
             promised.lock().retain(|uid, _| all.iter().any(|node| node.uid() == uid && held(node).is_none()));
             let decided = decide(&all, &promised.lock(), range);
+            let waiting = all.iter().filter(|node| held(node).is_none() && !node.deleting()).count();
+            if waiting > decided.len() {
+                tracing::warn!(nodes = waiting - decided.len(), %range, "no pod range is left for these nodes: pods cannot run there");
+            }
             for (node, subnet) in decided {
                 promised.lock().insert(node.uid().into(), subnet);
                 let body = json!({"spec": {"podCIDR": subnet.to_string(), "podCIDRs": [subnet.to_string()]}});

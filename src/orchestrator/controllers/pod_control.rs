@@ -4,8 +4,9 @@ use super::expectations::Expectations;
 use super::write::{Write, apply_all};
 use super::{Context, each, owners};
 use crate::orchestrator::client::events::{Recorder, Subject};
-use crate::orchestrator::client::{Change, Client, Delete, Failure, Informer, Key, Kind, Object, Queue, WithRaw};
+use crate::orchestrator::client::{Change, Client, Failure, Informer, Key, Kind, Object, Queue, WithRaw, collect, path};
 use futures::future::join_all;
+use http::Method;
 use k8s_openapi::Resource;
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
@@ -100,15 +101,15 @@ impl PodControl {
             self.expectations.expect_delete(owner.uid(), pod.uid());
         }
         let outcomes = join_all(pods.iter().map(|pod| async move {
-            let outcome = self.client.delete::<Pod>(pod.namespace(), pod.name(), &Delete::uid(pod.uid())).await;
+            let outcome = self.delete_present(pod).await;
             (pod, outcome)
         }));
         let mut trouble = None;
         for (pod, outcome) in outcomes.await {
             match outcome {
                 Ok(()) => self.recorder.normal(subject.clone(), "SuccessfulDelete", format!("Deleted pod: {}", pod.name())),
-                // Another pod has the name now: the one we meant is gone.
-                Err(failure) if failure.is_conflict() => self.expectations.deleted(owner.uid(), pod.uid()),
+                // Gone already, or another pod has the name now: its event may have come before it was expected.
+                Err(failure) if failure.is_not_found() || failure.is_conflict() => self.expectations.deleted(owner.uid(), pod.uid()),
                 Err(failure) => {
                     self.expectations.deleted(owner.uid(), pod.uid());
                     trouble = Some(failure);
@@ -122,6 +123,15 @@ impl PodControl {
                 Err(Trouble { reason: "FailedDelete", failure })
             }
         }
+    }
+
+    /// Deletes this very pod. Other than `Client::delete` it tells when there is none: then no event of its end need follow.
+    async fn delete_present(&self, pod: &Pod) -> Result<(), Failure> {
+        let options = json!({"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": pod.uid()}});
+        let path = path::<Pod>(pod.namespace(), pod.name(), "");
+        let answer = self.client.open(Method::DELETE, &path, Some(&options), "application/json").await?;
+        collect(answer.into_body()).await?;
+        Ok(())
     }
 }
 
@@ -181,5 +191,49 @@ fn observe<O: Resource>(change: &Change<Pod>, expectations: &Expectations, mut o
             None if new.controller().is_none() && !new.deleting() => orphan(new),
             None => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::orchestrator::client::{Body, Transport};
+    use async_trait::async_trait;
+    use bytes::Bytes;
+    use http::{Request, Response};
+    use http_body_util::{BodyExt, Full};
+    use k8s_openapi::api::apps::v1::ReplicaSet;
+
+    /// Answers every request with one status.
+    struct Answer(u16);
+
+    #[async_trait]
+    impl Transport for Answer {
+        async fn call(&self, request: Request<Bytes>) -> crate::error::Result<Response<Body>> {
+            assert_eq!((request.method(), request.uri().path()), (&Method::DELETE, "/api/v1/namespaces/shop/pods/web-1"));
+            let options: Value = serde_json::from_slice(request.body()).unwrap();
+            assert_eq!(options["preconditions"]["uid"], "p");
+            let body = Full::new(Bytes::from_static(b"{}")).map_err(|never| match never {}).boxed_unsync();
+            Ok(Response::builder().status(self.0).body(body).unwrap())
+        }
+    }
+
+    /// (the delete went well, its event is still waited for)
+    async fn check(status: u16, expected: (bool, bool)) {
+        let owner: ReplicaSet = serde_json::from_value(json!({"metadata": {"name": "web", "namespace": "shop", "uid": "o"}})).unwrap();
+        let pod: Pod = serde_json::from_value(json!({"metadata": {"name": "web-1", "namespace": "shop", "uid": "p"}})).unwrap();
+        let expectations = Expectations::default();
+        let client = Client::new(Arc::new(Answer(status)));
+        let control = PodControl { client, recorder: Recorder::silent(), expectations: expectations.clone() };
+        let outcome = control.delete(&owner, &Subject::of(&owner), &[Arc::new(pod)]).await;
+        assert_eq!((outcome.is_ok(), expectations.unmet("o").is_some()), expected, "{status}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_a_delete_that_the_api_took_is_waited_for() {
+        check(200, (true, true)).await;
+        check(404, (true, false)).await;
+        check(409, (true, false)).await;
+        check(500, (false, false)).await;
     }
 }

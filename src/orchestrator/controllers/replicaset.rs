@@ -1,6 +1,6 @@
 //! ReplicaSet: as many pods of a template as it says.
 
-use super::expectations::Expectations;
+use super::expectations::{Expectations, sooner};
 use super::pod_control::{self, BURST, PodControl, Trouble};
 use super::pods::{self, Available};
 use super::write::{Write, apply_all};
@@ -156,11 +156,11 @@ impl ReplicaSets {
     async fn sync(&self, key: Key) -> Result<Option<Duration>, Error> {
         let Some(set) = self.informers.replica_sets.get_key(&key) else { return Ok(None) };
         let client = &self.control.client;
-        let met = self.control.expectations.met(set.uid());
+        let unmet = self.control.expectations.unmet(set.uid());
         let selected = |pod: &Pod| selects(&set, pod);
         let active = self.control.claim::<ReplicaSet>(&*set, &self.informers.pods, selected, pods::is_active).await?;
         let mut trouble = None;
-        if met {
+        if unmet.is_none() {
             let plan = plan(&set, &active, &self.related(&*set), (self.clock)());
             trouble = self.carry_out(&set, plan).await.err();
         }
@@ -169,7 +169,7 @@ impl ReplicaSets {
         if differs(&json!(set.status), &wanted) {
             apply_all(client, &[Write::merge::<ReplicaSet>(&*set, "status", json!({"status": wanted}))]).await?;
         }
-        trouble.map_or(Ok(again), |trouble| Err(trouble.failure.into()))
+        trouble.map_or(Ok(sooner(again, unmet)), |trouble| Err(trouble.failure.into()))
     }
 
     async fn carry_out(&self, set: &crate::orchestrator::client::WithRaw<ReplicaSet>, plan: Plan) -> Result<(), Trouble> {

@@ -78,6 +78,7 @@ fn sentence(reasons: BTreeMap<String, usize>) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::filter;
     use super::*;
     use k8s_openapi::api::core::v1::{Node, Pod};
     use serde_json::{Value, json};
@@ -142,6 +143,20 @@ mod tests {
     }
 
     #[test]
+    fn a_node_admits_by_taints_and_labels_whatever_is_on_it() {
+        let admits = |spec: Value, node: Node| {
+            let cluster = snapshot(&[node], &[("a", pod("x", json!({}))), ("a", pod("y", json!({})))]);
+            filter::admits(&pod("p", spec), cluster.known_node("a").expect("known"))
+        };
+        let joining = || node("a", json!({"spec": {"taints": [{"key": "node.kubernetes.io/not-ready", "effect": "NoSchedule"}]}}));
+        assert!(admits(json!({}), node("a", json!({}))), "full, but its kind");
+        assert!(!admits(json!({}), joining()));
+        assert!(admits(json!({"tolerations": [{"operator": "Exists"}]}), joining()));
+        assert!(!admits(json!({"nodeSelector": {"disk": "ssd"}}), node("a", json!({}))));
+        assert!(!admits(json!({}), node("a", json!({"spec": {"unschedulable": true}}))));
+    }
+
+    #[test]
     fn a_cordoned_node_and_a_foreign_selector_are_two_reasons() {
         let cluster = snapshot(&[node("a", json!({"spec": {"unschedulable": true}})), node("b", json!({}))], &[]);
         check(
@@ -189,6 +204,32 @@ mod tests {
         cluster.set_node(&node("b", json!({"spec": {"unschedulable": true}})));
         let answer = schedule(&pod("y", spread), &cluster, 0);
         assert!(matches!(answer, Decision::Unschedulable { message } if message.contains("topology spread")));
+    }
+
+    #[test]
+    fn soft_spread_prefers_the_emptier_domain_and_takes_the_other_when_it_must() {
+        let spread = json!({"topologySpreadConstraints": [{"maxSkew": 1, "topologyKey": "zone",
+            "whenUnsatisfiable": "ScheduleAnyway", "labelSelector": {"matchLabels": {"app": "web"}}}]});
+        let zone = |name: &str, zone: &str| node(name, json!({"metadata": {"labels": {"zone": zone}}}));
+        // b is as empty as c, but its zone has a pod already.
+        let mut cluster = snapshot(&[zone("a", "1"), zone("b", "1"), zone("c", "2")], &[("a", pod("x", json!({})))]);
+        check(&pod("y", spread.clone()), &cluster, Ok("c"));
+        cluster.set_node(&node("c", json!({"metadata": {"labels": {"zone": "2"}}, "spec": {"unschedulable": true}})));
+        check(&pod("y", spread), &cluster, Ok("b"));
+    }
+
+    #[test]
+    fn load_spreads_pods_that_ask_for_nothing_and_is_given_back() {
+        let idle = |name: &str| PodInfo { requests: BTreeMap::new(), ..pod(name, json!({})) };
+        let mut cluster = snapshot(&[node("a", json!({})), node("b", json!({}))], &[("a", idle("x")), ("a", idle("y")), ("b", idle("z"))]);
+        check(&idle("new"), &cluster, Ok("b"));
+        cluster.remove(&("shop".into(), "x".into()));
+        cluster.remove(&("shop".into(), "y".into()));
+        check(&idle("new"), &cluster, Ok("a"));
+        for node in cluster.known_nodes() {
+            let walked = node.pods.values().map(|pod| pod.load().cpu).sum::<u64>();
+            assert_eq!(node.load.cpu, walked, "the sum kept of {} is the sum walked", node.name);
+        }
     }
 
     #[test]

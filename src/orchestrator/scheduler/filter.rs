@@ -59,6 +59,11 @@ pub fn reason_against(pod: &PodInfo, node: &NodeInfo, cluster: &Cluster<'_>) -> 
         .or_else(|| spread(pod, node, cluster))
 }
 
+/// Whether the node by itself would have the pod: what is on it and elsewhere is left aside.
+pub fn admits(pod: &PodInfo, node: &NodeInfo) -> bool {
+    unschedulable(pod, node).or_else(|| untolerated(pod, node)).or_else(|| node_affinity(pod, node)).is_none()
+}
+
 fn unschedulable(pod: &PodInfo, node: &NodeInfo) -> Option<String> {
     let taint = Taint { key: UNSCHEDULABLE.into(), effect: "NoSchedule".into(), ..Taint::default() };
     (node.unschedulable && !tolerated(&pod.tolerations, &taint)).then(|| "node(s) were unschedulable".into())

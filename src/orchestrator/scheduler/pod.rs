@@ -11,6 +11,13 @@ use std::collections::BTreeMap;
 /// Amounts by resource name: `cpu` in thousandths of a core, everything else in bytes or pieces.
 pub type Resources = BTreeMap<String, u64>;
 
+/// Cpu in thousandths of a core, memory in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Load {
+    pub cpu: u64,
+    pub memory: u64,
+}
+
 #[derive(Debug, Clone, Default)]
 pub struct PodInfo {
     pub namespace: String,
@@ -75,6 +82,13 @@ impl PodInfo {
         }
     }
 
+    /// What it weighs when load is compared. A pod that asks for nothing still costs something: upstream's 100m and 200Mi stand in, or all
+    /// of them would pile up on one node.
+    pub fn load(&self) -> Load {
+        let asked = |resource: &str, floor: u64| self.requests.get(resource).copied().filter(|amount| *amount > 0).unwrap_or(floor);
+        Load { cpu: asked("cpu", 100), memory: asked("memory", 200 << 20) }
+    }
+
     pub fn key(&self) -> (String, String) {
         (self.namespace.clone(), self.name.clone())
     }
@@ -131,7 +145,8 @@ fn amount(resource: &str, text: &str) -> Option<u64> {
 
 pub fn add(total: &mut Resources, more: &Resources) {
     for (name, amount) in more {
-        *total.entry(name.clone()).or_default() += amount;
+        let entry = total.entry(name.clone()).or_default();
+        *entry = entry.saturating_add(*amount);
     }
 }
 

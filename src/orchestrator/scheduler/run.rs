@@ -1,6 +1,7 @@
 //! The scheduler's door: informers in, bindings out. One task decides; the writes run beside it.
 
 use super::decide::{Decision, schedule};
+use super::filter::admits;
 use super::pod::{PodInfo, is_finished};
 use super::queue::{Key, Queue};
 use super::snapshot::{ClaimInfo, Snapshot};
@@ -14,6 +15,7 @@ use serde_json::json;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc};
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 /// Enough to keep the API's group commit full; more would only queue there.
@@ -21,6 +23,9 @@ const PARALLEL_WRITES: usize = 64;
 
 /// Decisions between two looks at the informers, so that a burst of pods does not decide on an old picture for long.
 const BATCH: usize = 256;
+
+/// And no longer than this: the API and the controllers share the process, and deciding never waits for anything by itself.
+const BATCH_TIME: Duration = Duration::from_millis(20);
 
 /// The server's shared informers, as far as the scheduler reads them.
 #[derive(Clone)]
@@ -36,7 +41,6 @@ pub struct Watches {
 enum Done {
     Bound(Key),
     Failed(Key, String),
-    Retry(Key),
 }
 
 pub async fn run(client: Client, watches: Watches, cancel: CancellationToken) {
@@ -58,8 +62,16 @@ pub async fn run(client: Client, watches: Watches, cancel: CancellationToken) {
         done,
     };
     loop {
+        let more = scheduler.queue.has_ready();
+        if more {
+            // More than one batch: other tasks have their turn first.
+            tokio::task::yield_now().await;
+        }
+        let due = scheduler.queue.next_due();
         tokio::select! {
             () = cancel.cancelled() => return,
+            () = std::future::ready(()), if more => {}
+            () = async { sleep_until(due.unwrap_or_else(Instant::now)).await }, if due.is_some() => {}
             Some(change) = pods.recv() => scheduler.pod_changed(change),
             Some(change) = nodes.recv() => scheduler.node_changed(change),
             Some(change) = claims.recv() => scheduler.claim_changed(change),
@@ -115,6 +127,7 @@ impl Scheduler {
         }
     }
 
+    /// Whatever ended, other pods may fit now.
     fn freed(&mut self, key: &Key) {
         if self.snapshot.remove(key) {
             self.queue.wake_parked();
@@ -122,31 +135,41 @@ impl Scheduler {
     }
 
     fn node_changed(&mut self, change: Change<Node>) {
-        match change.new {
-            Some(node) => self.snapshot.set_node(&node),
+        match &change.new {
+            Some(node) => self.snapshot.set_node(node),
             None => self.snapshot.remove_node(&change.key.name),
         }
-        // Heartbeats change nothing that placement reads; everything else may let a pod fit.
+        let (old, new) = (change.old.as_deref(), change.new.as_deref());
+        // Heartbeats change nothing that placement reads.
         let placement =
             |node: &Node| (node.spec.clone(), node.metadata.labels.clone(), node.status.as_ref().map(|s| s.allocatable.clone()));
-        let (old, new) = (change.old.as_deref().map(placement), self.watches.nodes.get("", &change.key.name).as_deref().map(placement));
-        if old != new {
+        if old.map(placement) == new.map(placement) {
+            return;
+        }
+        // A node that is only joining admits nobody yet: a try now would be in vain.
+        if let Some(node) = self.snapshot.known_node(&change.key.name) {
+            self.queue.wake_afresh(|pod| admits(pod, node));
+        }
+        // A topology domain may be gone or another one: that counts for pods on other nodes too.
+        let labels = |node: &Node| node.metadata.labels.clone();
+        if old.is_some() && old.map(labels) != new.map(labels) {
             self.queue.wake_parked();
         }
     }
 
     fn claim_changed(&mut self, change: Change<PersistentVolumeClaim>) {
         let key = (change.key.namespace, change.key.name);
-        match change.new {
-            Some(claim) => {
-                let info = self.read_claim(&claim);
-                self.snapshot.claims.insert(key, info);
-            }
-            None => {
-                self.snapshot.claims.remove(&key);
-            }
+        let Some(claim) = change.new else {
+            self.snapshot.claims.remove(&key);
+            return;
+        };
+        let info = self.read_claim(&claim);
+        // A claim comes once and is bound once: its pods need no pause against these. Who is told a node, and told again, needs one.
+        let bound = info.volume.is_some();
+        let old = self.snapshot.claims.insert(key.clone(), info.clone());
+        if old.as_ref() != Some(&info) {
+            self.queue.wake_users_of(&key.0, &key.1, bound || old.is_none());
         }
-        self.queue.wake_parked();
     }
 
     fn read_claim(&self, claim: &PersistentVolumeClaim) -> ClaimInfo {
@@ -180,16 +203,19 @@ impl Scheduler {
     }
 
     fn decide_some(&mut self) {
-        for _ in 0..BATCH {
-            let Some(pod) = self.queue.pop() else { return };
+        let start = Instant::now();
+        self.queue.expire(start);
+        let mut decided = 0;
+        while !is_batch_over(decided, start.elapsed())
+            && let Some(pod) = self.queue.pop(Instant::now())
+        {
+            decided += 1;
             match schedule(&pod, &self.snapshot, self.random.random()) {
                 Decision::Bind { node } => self.bind(&pod, node),
                 Decision::Announce { node, claims } => self.announce(&pod, node, claims),
                 Decision::Unschedulable { message } => self.park(&pod, message),
             }
         }
-        // More is ready than one batch: come back after the informers have had their turn.
-        let _ = self.done.send(Done::Retry((String::new(), String::new())));
     }
 
     /// Assumed at once, so that the next decision sees the room taken; given back if the write fails.
@@ -270,7 +296,6 @@ impl Scheduler {
                 self.snapshot.remove(&key);
                 self.retry_later(key);
             }
-            Done::Retry(key) => self.queue.retry(&key),
         }
     }
 
@@ -279,13 +304,13 @@ impl Scheduler {
         if self.watches.pods.get(&key.0, &key.1).is_none_or(|pod| PodInfo::read(&pod).node.is_some()) {
             return self.queue.remove(&key);
         }
-        let Some(pause) = self.queue.back_off(&key) else { return };
-        let done = self.done.clone();
-        tokio::spawn(async move {
-            tokio::time::sleep(pause.max(Duration::from_millis(1))).await;
-            let _ = done.send(Done::Retry(key));
-        });
+        self.queue.back_off(&key);
     }
+}
+
+/// Whether others must have their turn, after that many decisions in that time.
+fn is_batch_over(decided: usize, spent: Duration) -> bool {
+    decided >= BATCH || spent >= BATCH_TIME
 }
 
 /// Pods that ask for another scheduler, are gated, or are already leaving are not ours to place.
@@ -294,4 +319,17 @@ fn is_ours(pod: &Pod) -> bool {
     let scheduler = spec.scheduler_name.as_deref().unwrap_or("default-scheduler");
     let gated = spec.scheduling_gates.as_ref().is_some_and(|gates| !gates.is_empty());
     scheduler == "default-scheduler" && !gated && pod.metadata.deletion_timestamp.is_none()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_ends_by_number_or_by_time() {
+        assert!(!is_batch_over(0, Duration::ZERO));
+        assert!(!is_batch_over(BATCH - 1, BATCH_TIME - Duration::from_micros(1)));
+        assert!(is_batch_over(BATCH, Duration::ZERO), "by number");
+        assert!(is_batch_over(1, BATCH_TIME), "one slow decision is enough");
+    }
 }

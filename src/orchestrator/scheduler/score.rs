@@ -4,13 +4,15 @@ use super::filter::{spread_counts, tolerated};
 use super::labels::node_term_matches;
 use super::pod::PodInfo;
 use super::snapshot::{NodeInfo, Snapshot};
+use std::collections::BTreeMap;
 
 /// Higher is better. `nodes` are the candidates; scores that compare nodes with each other are normalised over them.
 pub fn totals(pod: &PodInfo, nodes: &[&NodeInfo], snapshot: &Snapshot) -> Vec<i64> {
     let preferred = normalised(nodes.iter().map(|node| preferred_nodes(pod, node)).collect(), false);
     let taints = normalised(nodes.iter().map(|node| disliked_taints(pod, node)).collect(), true);
     let siblings = normalised(nodes.iter().map(|node| siblings(pod, node)).collect(), true);
-    let spread = normalised(nodes.iter().map(|node| spread(pod, node, snapshot)).collect(), true);
+    let soft = soft_spread(pod, snapshot);
+    let spread = normalised(nodes.iter().map(|node| spread(node, &soft)).collect(), true);
     nodes
         .iter()
         .enumerate()
@@ -22,26 +24,25 @@ pub fn totals(pod: &PodInfo, nodes: &[&NodeInfo], snapshot: &Snapshot) -> Vec<i6
 
 /// The share of cpu and memory that stays free, so that load spreads.
 fn least_allocated(pod: &PodInfo, node: &NodeInfo) -> i64 {
-    let shares: Vec<i64> = ["cpu", "memory"].iter().map(|resource| (100.0 * (1.0 - used_share(pod, node, resource))) as i64).collect();
-    shares.iter().sum::<i64>() / shares.len() as i64
+    let (cpu, memory) = used_shares(pod, node);
+    let free = |used: f64| (100.0 * (1.0 - used)) as i64;
+    (free(cpu) + free(memory)) / 2
 }
 
 /// Cpu and memory used in equal shares leaves no node with one of them stranded.
 fn balanced(pod: &PodInfo, node: &NodeInfo) -> i64 {
-    let difference = (used_share(pod, node, "cpu") - used_share(pod, node, "memory")).abs();
-    (100.0 * (1.0 - difference)) as i64
+    let (cpu, memory) = used_shares(pod, node);
+    (100.0 * (1.0 - (cpu - memory).abs())) as i64
 }
 
-/// Pods that ask for nothing still cost something: upstream's 100m and 200Mi stand in, or all of them would pile up on one node.
-fn used_share(pod: &PodInfo, node: &NodeInfo, resource: &str) -> f64 {
-    let floor = if resource == "cpu" { 100 } else { 200 << 20 };
-    let asked = |pod: &PodInfo| pod.requests.get(resource).copied().filter(|amount| *amount > 0).unwrap_or(floor);
-    let allocatable = node.allocatable.get(resource).copied().unwrap_or(0);
-    if allocatable == 0 {
-        return 1.0;
-    }
-    let taken: u64 = node.pods.values().map(|other| asked(other)).sum();
-    ((taken + asked(pod)) as f64 / allocatable as f64).min(1.0)
+/// How much of the node's cpu and memory is used once the pod is there, as shares of one; what the node does not offer is all used.
+fn used_shares(pod: &PodInfo, node: &NodeInfo) -> (f64, f64) {
+    let asked = pod.load();
+    let share = |used: u64, resource: &str| match node.allocatable.get(resource).copied().unwrap_or(0) {
+        0 => 1.0,
+        allocatable => (used as f64 / allocatable as f64).min(1.0),
+    };
+    (share(node.load.cpu.saturating_add(asked.cpu), "cpu"), share(node.load.memory.saturating_add(asked.memory), "memory"))
 }
 
 fn preferred_nodes(pod: &PodInfo, node: &NodeInfo) -> i64 {
@@ -58,15 +59,16 @@ fn siblings(pod: &PodInfo, node: &NodeInfo) -> i64 {
     node.pods.values().filter(|other| pod.owner.is_some() && other.owner == pod.owner && !other.leaving).count() as i64
 }
 
-fn spread(pod: &PodInfo, node: &NodeInfo, snapshot: &Snapshot) -> i64 {
-    pod.spread
-        .iter()
-        .filter(|constraint| constraint.when_unsatisfiable == "ScheduleAnyway")
-        .filter_map(|constraint| {
-            let domain = node.labels.get(&constraint.topology_key)?;
-            spread_counts(pod, constraint, snapshot).get(domain.as_str()).copied()
-        })
-        .sum()
+/// Per `ScheduleAnyway` constraint its topology key and the matching pods per domain: they are the same for every candidate, and counting
+/// looks at all pods, so it is done once.
+fn soft_spread<'a>(pod: &'a PodInfo, snapshot: &'a Snapshot) -> Vec<(&'a str, BTreeMap<&'a str, i64>)> {
+    let soft = pod.spread.iter().filter(|constraint| constraint.when_unsatisfiable == "ScheduleAnyway");
+    soft.map(|constraint| (constraint.topology_key.as_str(), spread_counts(pod, constraint, snapshot))).collect()
+}
+
+fn spread(node: &NodeInfo, soft: &[(&str, BTreeMap<&str, i64>)]) -> i64 {
+    let here = soft.iter().filter_map(|(key, counts)| counts.get(node.labels.get(*key)?.as_str()));
+    here.sum()
 }
 
 /// Stretches raw counts over 0..=100; with `reverse`, less is better. All equal is 0 (or 100): no node gains over another.

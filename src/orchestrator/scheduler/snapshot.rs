@@ -1,7 +1,7 @@
 //! The cluster as the scheduler sees it: nodes with what is taken on them, updated object by object. Pure.
 
 use super::labels::Labels;
-use super::pod::{PodInfo, Resources, add, read};
+use super::pod::{Load, PodInfo, Resources, add, read};
 use k8s_openapi::api::core::v1::{Node, NodeSelector, Taint};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -14,13 +14,15 @@ pub struct NodeInfo {
     pub unschedulable: bool,
     pub allocatable: Resources,
     pub taken: Resources,
+    /// The sum of its pods' loads, kept beside `taken` so that scoring walks no pods.
+    pub load: Load,
     pub pods: HashMap<(String, String), Arc<PodInfo>>,
     /// False until the Node object itself has been seen: pods may be heard of first.
     pub known: bool,
 }
 
 /// A claim as far as placement cares.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ClaimInfo {
     /// The bound volume's name.
     pub volume: Option<String>,
@@ -70,6 +72,8 @@ impl Snapshot {
         let node = self.nodes.entry(name.clone()).or_insert_with(|| NodeInfo { name: name.clone(), ..NodeInfo::default() });
         add(&mut node.taken, &pod.requests);
         *node.taken.entry("pods".into()).or_default() += 1;
+        let load = pod.load();
+        node.load = Load { cpu: node.load.cpu.saturating_add(load.cpu), memory: node.load.memory.saturating_add(load.memory) };
         node.pods.insert(key.clone(), pod);
         self.placed.insert(key, name);
     }
@@ -84,6 +88,8 @@ impl Snapshot {
                 *taken = taken.saturating_sub(amount);
             }
         }
+        let load = pod.load();
+        node.load = Load { cpu: node.load.cpu.saturating_sub(load.cpu), memory: node.load.memory.saturating_sub(load.memory) };
         if !node.known && node.pods.is_empty() {
             self.nodes.remove(&name);
         }
@@ -95,6 +101,10 @@ impl Snapshot {
         let key = pod.key();
         let node = self.placed.get(&key).and_then(|name| self.nodes.get(name));
         node.and_then(|node| node.pods.get(&key)).is_some_and(|held| held.uid == pod.uid)
+    }
+
+    pub fn known_node(&self, name: &str) -> Option<&NodeInfo> {
+        self.nodes.get(name).filter(|node| node.known)
     }
 
     pub fn known_nodes(&self) -> impl Iterator<Item = &NodeInfo> {
