@@ -17,7 +17,7 @@ say memory.total "$(sed -n 's/^MemTotal: *\([0-9]*\) kB/\1/p' /proc/meminfo)"
 say disk.free "$(df -Pk /var/lib | sed -n '2s/^[^ ]* *[0-9]* *[0-9]* *\([0-9]*\) .*/\1/p')"
 have containerd; have ctr; have runc; have nft; have apt-get; have gzip
 for folder in /usr/lib/cni /opt/cni/bin /usr/libexec/cni; do
-  [ -x "$folder/ptp" ] && [ -x "$folder/host-local" ] && { say cni "$folder"; break; }
+  [ -x "$folder/ptp" ] && [ -x "$folder/host-local" ] && [ -x "$folder/loopback" ] && { say cni "$folder"; break; }
 done
 program=/usr/local/bin/kprov
 if [ -f "$program" ]; then

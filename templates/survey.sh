@@ -19,10 +19,12 @@ cat /etc/exports /etc/exports.d/*.exports 2>/dev/null | grep -v '^ *#' | grep -E
 for program in containerd ctr runc nft ip flock sha256sum sed getent apt-get exportfs mount.nfs4; do
   command -v "$program" >/dev/null 2>&1 && say "has.$program" yes
 done
-for folder in /usr/lib/cni /opt/cni/bin /usr/libexec/cni; do [ -x "$folder/ptp" ] && { say has.cni yes; break; }; done
+for folder in /usr/lib/cni /opt/cni/bin /usr/libexec/cni; do
+  [ -x "$folder/ptp" ] && [ -x "$folder/host-local" ] && [ -x "$folder/loopback" ] && { say has.cni yes; break; }
+done
 # Local ports in state LISTEN (0A), in hexadecimal as the kernel shows them.
 cat /proc/net/tcp /proc/net/tcp6 2>/dev/null | sed -n 's/^ *[0-9]*: [0-9A-F]*:\([0-9A-F]*\) [0-9A-F]*:0000 0A .*/\1/p' | sort -u | while read -r port; do
-  case $port in 192B) say port 6443 ;; 280A) say port 10250 ;; 2810) say port 10256 ;; 094B) say port 2379 ;; esac
+  case $port in 192B) say port 6443 ;; 280A) say port 10250 ;; 2810) say port 10256 ;; esac
 done
 # At all addresses: one that serves its own only (systemd-resolved) is in nobody's way.
 cat /proc/net/tcp /proc/net/tcp6 2>/dev/null | grep -q '^ *[0-9]*: 0*:0035 [0-9A-F]*:0000 0A ' && say port 53

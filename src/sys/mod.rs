@@ -9,3 +9,4 @@ pub mod oci;
 pub mod paths;
 pub mod process;
 pub mod random;
+pub mod sockets;

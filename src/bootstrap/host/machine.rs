@@ -5,6 +5,7 @@ use super::{Outcome, Reporter, disk};
 use crate::bootstrap::spec::{CONTAINERD, CONTAINERD_CONFIG, CONTAINERD_SOCKET, Ready, Service};
 use crate::bootstrap::template::{self, ContainerdHost};
 use crate::error::{Error, Result};
+use crate::sys::paths;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -12,7 +13,6 @@ use std::time::{Duration, Instant};
 
 /// Daemons and their tools live in sbin, which a login over SSH does not always have.
 const SEARCH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-const CNI_FOLDERS: [&str; 3] = ["/usr/lib/cni", "/opt/cni/bin", "/usr/libexec/cni"];
 /// A first unattended upgrade takes minutes.
 const OTHERS: Duration = Duration::from_secs(600);
 const LOCK_PAUSE: Duration = Duration::from_secs(2);
@@ -27,7 +27,7 @@ pub fn containerd(reporter: &Reporter, init: Init, nfs: bool) -> Result<Service>
         systemd: init == Init::Systemd,
         apparmor: std::fs::read_to_string("/sys/module/apparmor/parameters/enabled").is_ok_and(|text| text.starts_with('Y')),
         may_protect_from_oom: bounding_set().is_some_and(|set| set & SYS_RESOURCE != 0),
-        cni_bin_dir: cni_folder().ok_or_else(|| missing(&["CNI plugins"]))?.to_string(),
+        cni_bin_dir: paths::cni_plugin_folder().ok_or_else(|| missing(&["CNI plugins"]))?.to_string(),
     })?;
     reporter.step("containerd configuration", || Ok(disk::ensure(Path::new(CONTAINERD_CONFIG), 0o644, config.as_bytes())?.into()))?;
     Ok(Service {
@@ -77,7 +77,7 @@ fn absent(nfs: bool) -> Vec<&'static str> {
     let programs = [("containerd", &["containerd", "ctr"][..]), ("runc", &["runc"]), ("nftables", &["nft"])];
     let absent = programs.into_iter().filter(|(_, names)| names.iter().any(|name| find(name).is_none())).map(|(package, _)| package);
     let nfs = (nfs && find("mount.nfs4").is_none()).then_some("nfs-common");
-    absent.chain(cni_folder().is_none().then_some("containernetworking-plugins")).chain(nfs).collect()
+    absent.chain(paths::cni_plugin_folder().is_none().then_some("containernetworking-plugins")).chain(nfs).collect()
 }
 
 fn missing(names: &[&str]) -> Error {
@@ -107,11 +107,6 @@ fn apt(reporter: &Reporter, what: &str, arguments: &[&str], failed: &str) -> Res
 
 fn is_locked(words: &str) -> bool {
     ["Could not get lock", "Unable to acquire the dpkg frontend lock", "Unable to lock"].iter().any(|sign| words.contains(sign))
-}
-
-fn cni_folder() -> Option<&'static str> {
-    let has = |folder: &Path| ["ptp", "host-local", "loopback"].iter().all(|plugin| folder.join(plugin).is_file());
-    CNI_FOLDERS.into_iter().find(|folder| has(Path::new(folder)))
 }
 
 fn find(program: &str) -> Option<PathBuf> {

@@ -6,6 +6,7 @@ use super::server::Server;
 use super::status::{Answer, Status};
 use super::tokens::find;
 use crate::error::{Context, Kind, Result};
+use crate::sys::sockets;
 use rustls::pki_types::ServerName;
 use serde_json::Value;
 use std::net::{IpAddr, SocketAddr};
@@ -55,6 +56,7 @@ pub(super) async fn connect(server: &Server, address: SocketAddr) -> Result<TlsS
     let connect = async {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
+        sockets::keep_alive(&stream)?;
         TlsConnector::from(tls).connect(ServerName::IpAddress(address.ip().into()), stream).await
     };
     tokio::time::timeout(CONNECT_TIMEOUT, connect).await.or_fail(Kind::Transient, failed)?.or_fail(Kind::Transient, failed)

@@ -11,9 +11,13 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Empty};
 use hyper_util::rt::TokioIo;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 /// What a kubelet understands of `PodLogOptions`.
 const PASSED_ON: &[&str] = &["follow", "previous", "timestamps", "tailLines", "limitBytes", "sinceSeconds", "sinceTime"];
+
+/// For the head of the answer, which comes before any output: a kubelet asks its container runtime once before it sends that.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 pub async fn get(call: &Call<'_>) -> Answer<Response> {
     let entry = call.server.store.get(&key_of(&call.row, &call.target)).ok_or_else(|| missing(call))?;
@@ -38,7 +42,8 @@ async fn ask(server: &Server, address: SocketAddr, path: &str) -> Result<http::R
     tokio::spawn(connection);
     let request = http::Request::get(path).header(http::header::HOST, address.to_string()).body(Empty::<Bytes>::new());
     let request = request.map_err(|error| Error::internal("could not ask for logs").because(error))?;
-    sender.send_request(request).await.or_fail(Kind::Transient, failed)
+    let answer = tokio::time::timeout(PATIENCE, sender.send_request(request)).await;
+    answer.map_err(|_| Error::timeout(failed()).because("no answer"))?.or_fail(Kind::Transient, failed)
 }
 
 /// The output as it comes, or the kubelet's refusal in its own words.

@@ -67,6 +67,10 @@ impl Failure {
     pub fn is_expired(&self) -> bool {
         self.code() == Some(410)
     }
+    /// The asked `resourceVersion` is one that this server has not reached (a restored backup, or another server's): list again.
+    pub fn is_ahead(&self) -> bool {
+        self.status().is_some_and(|status| status.code == 504 && status.message.contains("Too large resource version"))
+    }
     /// The object is refused for what it says; trying again without changing it is useless.
     pub fn is_invalid(&self) -> bool {
         matches!(self.code(), Some(400 | 422))

@@ -3,7 +3,6 @@
 use super::{Body, Client, Transport};
 use crate::error::{Context, Error, Kind, Result};
 use async_trait::async_trait;
-use base64::Engine as _;
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response, Uri, header};
 use http_body_util::{BodyExt, Full};
@@ -46,16 +45,6 @@ pub fn connect_named(server: &str, name: &str, ca_pem: &str, cert_pem: &str, key
 
 pub fn connect_with_token(server: &str, ca_pem: &str, token: &str) -> Result<Client> {
     connect_as(server, ca_pem, Identity::Token(token.into()))
-}
-
-/// The base64 fields of a kubeconfig: `certificate-authority-data`, `client-certificate-data`, `client-key-data`.
-pub fn from_kubeconfig_parts(server: &str, ca_data: &str, cert_data: &str, key_data: &str) -> Result<Client> {
-    connect(server, &pem_of(ca_data)?, &pem_of(cert_data)?, &pem_of(key_data)?)
-}
-
-fn pem_of(data: &str) -> Result<String> {
-    let bytes = base64::engine::general_purpose::STANDARD.decode(data.trim()).or_fail(Kind::Input, || "could not decode the kubeconfig")?;
-    String::from_utf8(bytes).or_fail(Kind::Input, || "could not decode the kubeconfig")
 }
 
 pub fn connect_as(server: &str, ca_pem: &str, identity: Identity) -> Result<Client> {

@@ -1,7 +1,8 @@
 //! A kind's objects in memory, kept current by list and watch.
 //!
-//! list (pages of 500) -> diff against what is held -> watch from the list's version -> on 410 list again, on anything else watch again
-//! from the last version seen. While the API is away the last state stays readable.
+//! list (pages of 500) -> diff against what is held -> watch from the list's version -> list again on 410, and on a
+//! version that the server has not reached; on anything else watch again from the last version seen. While the API is away the last
+//! state stays readable.
 
 use super::backoff::Backoff;
 use super::{Body, Client, Failure, Kind, Object, Selector, Status, path};
@@ -85,9 +86,10 @@ struct Shared<K> {
     store: RwLock<Store<K>>,
     synced: watch::Sender<bool>,
     version: watch::Sender<u64>,
+    stopped: CancellationToken,
 }
 
-/// Cheap to clone. The task behind it ends with the cancellation token.
+/// Cheap to clone. The task behind it ends with the cancellation token, or when it is told to stop.
 pub struct Informer<K> {
     shared: Arc<Shared<K>>,
 }
@@ -125,14 +127,23 @@ impl<K: Object> Informer<K> {
         // 250 ms to 30 s: quick after a server restart, gentle while it stays away.
         let backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(30), hasher.finish());
         let mut reflector = Reflector { informer: informer.clone(), client, path, selector, version: None, backoff };
-        super::spawn(cancel, async move { reflector.run().await });
+        let stopped = informer.shared.stopped.clone();
+        super::spawn(cancel, async move {
+            stopped.run_until_cancelled(reflector.run()).await;
+        });
         informer
     }
 
     /// An informer that nobody feeds but `apply`: for tests of what reads it.
     pub fn detached() -> Self {
         let store = RwLock::new(Store { objects: BTreeMap::new(), indexes: HashMap::new(), subscribers: Vec::new() });
-        Informer { shared: Arc::new(Shared { store, synced: watch::Sender::new(false), version: watch::Sender::new(0) }) }
+        let (synced, version) = (watch::Sender::new(false), watch::Sender::new(0));
+        Informer { shared: Arc::new(Shared { store, synced, version, stopped: CancellationToken::new() }) }
+    }
+
+    /// Watches no more, before the token it was started with says so; what is held stays readable.
+    pub fn stop(&self) {
+        self.shared.stopped.cancel();
     }
 
     /// Returns once the first list has arrived whole.
@@ -300,7 +311,7 @@ impl<K: Object> Reflector<K> {
     async fn run(&mut self) {
         loop {
             if let Err(failure) = self.turn().await {
-                if failure.is_expired() {
+                if failure.is_expired() || failure.is_ahead() {
                     self.version = None;
                 }
                 tracing::debug!(path = %self.path, error = %Error::from(failure).chain(), "watch interrupted");

@@ -155,6 +155,25 @@ async fn an_expired_version_lists_again_and_finds_what_was_deleted_meanwhile() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_server_that_has_not_reached_our_version_is_listed_again() {
+    let message = "Timeout: Too large resource version: 5, current: 3";
+    let status = json!({"kind": "Status", "code": 504, "reason": "Timeout", "message": message});
+    check_relist(Step::Answer("watch=1", 504, status)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_only_takes_too_long_is_watched_from_the_same_version() {
+    let status = json!({"kind": "Status", "code": 504, "reason": "Timeout", "message": "the request timed out"});
+    let (asked, ..) = play(vec![
+        Step::Answer("limit=500", 200, list(5, &[])),
+        Step::Answer("watch=1", 504, status),
+        Step::Watch("resourceVersion=5", vec![], false),
+    ])
+    .await;
+    assert_eq!(asked.len(), 3);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_silent_server_is_given_up_and_watched_again() {
     let (asked, ..) = play(vec![
         Step::Answer("limit=500", 200, list(5, &[])),
@@ -177,6 +196,25 @@ async fn an_object_that_does_not_fit_its_type_is_kept_as_it_was() {
     ])
     .await;
     assert_eq!((seen, held), (vec!["+a".to_string()], vec!["a=1".to_string()]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stopped_informer_lets_go_of_everything() {
+    let (asked, mut questions) = mpsc::unbounded_channel();
+    let steps = [Step::Answer("limit=500", 200, list(5, &[object("a", 1, "1")])), Step::Watch("resourceVersion=5", vec![], false)];
+    let client = Client::new(Arc::new(Script { steps: parking_lot::Mutex::new(steps.into()), asked }));
+    let cancel = CancellationToken::new();
+    let informer = Informer::<ConfigMap>::start(client, Selector::all(), &cancel);
+    let mut changes = informer.changes();
+    for _ in 0..2 {
+        questions.recv().await.expect("listed, then watched");
+    }
+    informer.stop();
+    assert_eq!(informer.len(), 1, "what is held stays readable");
+    drop(informer);
+    assert!(changes.recv().await.is_some_and(|change| change.new.is_some()));
+    assert!(changes.recv().await.is_none(), "its readers hear of the end");
+    assert!(!cancel.is_cancelled());
 }
 
 #[test]

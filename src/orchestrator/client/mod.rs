@@ -19,6 +19,7 @@ pub use selector::Selector;
 use crate::error::{Error, Result};
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
+use futures::FutureExt;
 use http::{Method, Request, Response, header};
 use http_body_util::BodyExt;
 use http_body_util::combinators::UnsyncBoxBody;
@@ -29,6 +30,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use std::future::Future;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
@@ -365,13 +367,17 @@ impl Client {
     }
 }
 
-/// A background task that ends with the token.
+/// A background task that ends with the token. When it panics, it cancels the token: without this part the others would go on as if all
+/// were well, and be wrong. Whoever supervises the process starts the whole again. So the token is the process's own, not a child of it.
 pub fn spawn(cancel: &CancellationToken, task: impl Future<Output = ()> + Send + 'static) -> tokio::task::JoinHandle<()> {
-    let cancelled = cancel.clone().cancelled_owned();
+    let cancel = cancel.clone();
     tokio::spawn(async move {
-        tokio::select! {
-            _ = cancelled => {}
-            _ = task => {}
+        // What it leaves behind half changed serves only until the end that follows.
+        let outcome = cancel.run_until_cancelled(AssertUnwindSafe(task).catch_unwind()).await;
+        if let Some(Err(panic)) = outcome {
+            let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+            tracing::error!(panic = text.unwrap_or_default(), "a background task of kprov panicked; everything ends, to be started again");
+            cancel.cancel();
         }
     })
 }
@@ -438,4 +444,20 @@ pub fn path<K: Kind>(namespace: &str, name: &str, subresource: &str) -> String {
         path.push_str(part);
     }
     path
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_task_that_panics_is_the_end_of_all() {
+        let cancel = CancellationToken::new();
+        spawn(&cancel, async {}).await.expect("it ends");
+        assert!(!cancel.is_cancelled(), "one that ends by itself is done");
+        let other = spawn(&cancel, std::future::pending());
+        spawn(&cancel, async { panic!("on purpose") }).await.expect("the panic goes no further");
+        assert!(cancel.is_cancelled());
+        other.await.expect("it ends with the token");
+    }
 }

@@ -90,8 +90,11 @@ impl Index {
         true
     }
 
-    /// Replaces (or with `None` removes) one service.
-    pub fn put(&mut self, key: Key, entry: Option<Entry>) {
+    /// Replaces (or with `None` removes) one service; whether that changed anything.
+    pub fn put(&mut self, key: Key, entry: Option<Entry>) -> bool {
+        if self.services.get(&key) == entry.as_ref() {
+            return false;
+        }
         if let Some(old) = self.services.remove(&key) {
             for (address, name) in reverse(&key, &old) {
                 if let Some(names) = self.names.get_mut(&address) {
@@ -115,6 +118,7 @@ impl Index {
             *self.namespaces.entry(key.0.clone()).or_default() += 1;
             self.services.insert(key, entry);
         }
+        true
     }
 }
 

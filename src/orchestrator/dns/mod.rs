@@ -84,7 +84,7 @@ async fn follow(index: Arc<RwLock<Index>>, services: Informer<Service>, slices: 
     tokio::pin!(complete);
     let (mut is_complete, mut told_all) = (false, false);
     let (mut some_services, mut some_slices) = (Vec::new(), Vec::new());
-    let mut save_at: Option<tokio::time::Instant> = None;
+    let (mut unsaved, mut save_at) = (false, None::<tokio::time::Instant>);
     loop {
         tokio::select! {
             // In this order: everything that a sync brought is in the index before names may be denied.
@@ -106,15 +106,17 @@ async fn follow(index: Arc<RwLock<Index>>, services: Informer<Service>, slices: 
             touched.extend(index.read().keys());
             told_all = true;
         }
-        if !touched.is_empty() && is_complete {
-            save_at.get_or_insert_with(|| tokio::time::Instant::now() + SAVE_DELAY);
-        }
         for key in touched {
             let entry = services.get(&key.0, &key.1).and_then(|service| {
                 let slices = slices.by_index(SERVICE_NAME, &format!("{}/{}", key.0, key.1));
                 index::entry(&service, &slices)
             });
-            index.write().put(key, entry);
+            unsaved |= index.write().put(key, entry);
+        }
+        // The pods of a service with an address of its own come and go without a change of names.
+        if unsaved && is_complete {
+            save_at.get_or_insert_with(|| tokio::time::Instant::now() + SAVE_DELAY);
+            unsaved = false;
         }
         if is_complete && service_changes.is_empty() && slice_changes.is_empty() && !index.read().complete {
             index.write().complete = true;

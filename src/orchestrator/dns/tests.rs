@@ -209,6 +209,21 @@ fn a_removed_service_leaves_no_names_behind() {
 }
 
 #[test]
+fn only_another_entry_is_a_change() {
+    let mut index = index();
+    let key = |name: &str| ("shop".to_string(), name.to_string());
+    for (service, slices) in objects() {
+        let name = service.metadata.name.clone().expect("a name");
+        assert!(!index.put(key(&name), index::entry(&service, &slices)), "{name} is known");
+    }
+    let moved = || index::entry(&service("web", json!({"clusterIP": "10.96.0.81"})), &[]);
+    assert!(index.put(key("web"), moved()));
+    assert!(!index.put(key("web"), moved()));
+    assert!(index.put(key("web"), None));
+    assert!(!index.put(key("web"), None), "gone already");
+}
+
+#[test]
 fn nothing_is_denied_before_everything_is_known() {
     let mut index = index();
     index.complete = false;

@@ -51,7 +51,6 @@ pub struct Context {
     pub volumes: volumes::Volumes,
     pub services: Informer<Service>,
     pub recorder: Recorder,
-    pub size: machine::Size,
     pub driver: cgroups::Driver,
     /// One folder per pod below it, where log collectors expect them.
     pub logs: PathBuf,
@@ -63,6 +62,13 @@ pub struct Context {
     pub disk_pressure: watch::Sender<bool>,
     /// When this process began to speak for the node.
     pub started: observed::Nanos,
+}
+
+impl Context {
+    /// Measured anew each time: a machine may grow while it runs.
+    pub fn size(&self) -> machine::Size {
+        machine::measure(&self.config.data)
+    }
 }
 
 const LOGS: &str = "/var/log/pods";
@@ -88,7 +94,6 @@ pub async fn run_with(config: Arc<AgentConfig>, client: Client, services: Inform
         volumes: volumes::Volumes::new(client.clone(), objects, root),
         services,
         recorder: Recorder::start(client.clone(), "kubelet", &config.node_name, &cancel),
-        size: machine::measure(&config.data),
         driver: cgroups::driver(),
         logs: PathBuf::from(LOGS),
         owners: Mutex::default(),

@@ -99,7 +99,7 @@ fn architecture() -> &'static str {
     }
 }
 
-/// Reports the status at once when it changes, else every five minutes.
+/// Reports the status at once when it changes, else every five minutes; what images there are is told with either.
 pub async fn report(context: Arc<Context>, cancel: CancellationToken) {
     if let Err(error) = fs::create_dir_all(CNI_FOLDER) {
         tracing::warn!(%error, "could not make {CNI_FOLDER}");
@@ -147,7 +147,7 @@ pub async fn report(context: Arc<Context>, cancel: CancellationToken) {
 
 struct Reporter {
     context: Arc<Context>,
-    /// The status last accepted by the API, without heartbeats.
+    /// The status last accepted by the API, without what is no news: heartbeats and images.
     told: Option<Value>,
     told_at: Option<tokio::time::Instant>,
     ready_since: String,
@@ -202,7 +202,8 @@ impl Reporter {
         if self.told.as_ref() == Some(&status) && !due && !self.must_repeat().await {
             return ready;
         }
-        match self.context.client.patch::<Node>("", &name, "status", Patch::Strategic, &json!({"status": with_heartbeat(&status)})).await {
+        let told = json!({"status": whole(&status, self.images().await)});
+        match self.context.client.patch::<Node>("", &name, "status", Patch::Strategic, &told).await {
             Ok(_) => (self.told, self.told_at) = (Some(status), Some(tokio::time::Instant::now())),
             // Told anew at the next look, which also sees a Node that was deleted.
             Err(failure) if failure.is_not_found() => {
@@ -234,8 +235,10 @@ impl Reporter {
         unmet("RuntimeReady").or_else(|| (!configured).then(missing)).or_else(|| unmet("NetworkReady"))
     }
 
+    /// What is told at once when it changes.
     async fn status(&self, why_not: Option<String>) -> Value {
         let context = &self.context;
+        let size = context.size();
         let amounts = |size: super::machine::Size| {
             json!({
                 "cpu": format_cpu(size.cpu_millis), "memory": format!("{}Ki", size.memory_bytes >> 10),
@@ -258,7 +261,7 @@ impl Reporter {
         let mut ready = ready;
         ready["lastTransitionTime"] = self.ready_since.clone().into();
         json!({
-            "capacity": amounts(context.size), "allocatable": amounts(context.size.allocatable()),
+            "capacity": amounts(size), "allocatable": amounts(size.allocatable()),
             "conditions": [
                 pressure("MemoryPressure", "KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
                 disk,
@@ -268,7 +271,6 @@ impl Reporter {
             "addresses": addresses(&context.config),
             "daemonEndpoints": {"kubeletEndpoint": {"Port": server::PORT}},
             "nodeInfo": self.info().await,
-            "images": self.images().await,
         })
     }
 
@@ -329,8 +331,11 @@ pub fn subject(node: &str) -> Subject {
     }
 }
 
-fn with_heartbeat(status: &Value) -> Value {
+/// The status as it is sent: with the time, and with the images. These change with every pull, every node hears of every Node, and
+/// nobody waits for them: they go along with the next report.
+fn whole(status: &Value, images: Vec<Value>) -> Value {
     let mut status = status.clone();
+    status["images"] = images.into();
     let now = text_time(wall());
     for condition in status["conditions"].as_array_mut().into_iter().flatten() {
         condition["lastHeartbeatTime"] = now.clone().into();
@@ -386,5 +391,14 @@ mod tests {
             Some(json!({"key": "node-role.kubernetes.io/control-plane", "value": "", "effect": "NoSchedule"})),
         );
         check("nonsense", None);
+    }
+
+    #[test]
+    fn images_and_heartbeats_are_told_and_are_no_news() {
+        let status = json!({"conditions": [{"type": "Ready", "status": "True"}]});
+        let told = whole(&status, vec![json!({"names": ["demo"], "sizeBytes": 7})]);
+        assert_eq!(told["images"][0]["names"][0], "demo");
+        assert!(told["conditions"][0]["lastHeartbeatTime"].is_string());
+        assert_eq!(status, json!({"conditions": [{"type": "Ready", "status": "True"}]}), "what is compared holds neither");
     }
 }

@@ -60,7 +60,6 @@ impl Objects {
 struct Entry<K> {
     informer: Informer<K>,
     users: Arc<Mutex<BTreeSet<String>>>,
-    cancel: CancellationToken,
 }
 
 /// By namespace and name.
@@ -100,17 +99,17 @@ impl<K: Kind> Cache<K> {
     }
 
     fn watch(&self, namespace: &str, name: &str) -> Entry<K> {
-        let cancel = self.cancel.child_token();
         let selector = Selector::fields(format!("metadata.name={name}"));
-        let informer = Informer::<K>::start_in(self.client.clone(), namespace, selector, &cancel);
+        let informer = Informer::<K>::start_in(self.client.clone(), namespace, selector, &self.cancel);
         let users = Arc::new(Mutex::new(BTreeSet::new()));
         let (mut changes, to_wake, wake) = (informer.changes(), users.clone(), self.wake.clone());
-        crate::orchestrator::client::spawn(&cancel, async move {
+        // Ends when the informer has stopped and nobody holds it any more.
+        crate::orchestrator::client::spawn(&self.cancel, async move {
             while changes.recv().await.is_some() {
                 to_wake.lock().iter().for_each(|user: &String| drop(wake.send(user.clone())));
             }
         });
-        Entry { informer, users, cancel }
+        Entry { informer, users }
     }
 
     fn release(&self, user: &str) {
@@ -118,7 +117,7 @@ impl<K: Kind> Cache<K> {
             let mut users = entry.users.lock();
             users.remove(user);
             if users.is_empty() {
-                entry.cancel.cancel();
+                entry.informer.stop();
             }
             !users.is_empty()
         });

@@ -169,7 +169,7 @@ impl Pods {
         if self.burstable.replace(burstable) == Some(burstable) {
             return;
         }
-        let classes = cgroups::classes(self.context.driver, self.context.size.allocatable().cpu_millis, burstable);
+        let classes = cgroups::classes(self.context.driver, self.context.size().allocatable().cpu_millis, burstable);
         tokio::spawn(async move {
             for (class, amounts) in classes {
                 if let Err(error) = cgroups::make(class, amounts).await {

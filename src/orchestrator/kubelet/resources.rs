@@ -1,9 +1,10 @@
 //! Requests and limits in the kernel's terms: quality of service, CPU shares and quota, memory limit, OOM score.
 
 use super::cri::messages::LinuxContainerResources;
-use super::observed::{containers, init_containers, is_sidecar};
+use super::observed::{containers, init_containers};
 use crate::blueprint::quantity;
-use k8s_openapi::api::core::v1::{Container, Pod};
+use crate::orchestrator::scheduler::pod::{PodInfo, Resources};
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, ResourceRequirements};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Quality {
@@ -84,20 +85,35 @@ pub fn quota(millis: i64) -> i64 {
     (millis * PERIOD_MICROS / 1000).max(LEAST_QUOTA_MICROS)
 }
 
-/// The sums over a pod's containers that its own cgroup gets; a limit only when every container has one.
+/// What a pod's own cgroup gets: the most that runs of it at one time, and what it costs beside its containers. By the scheduler's rule,
+/// which made room for just that. A limit only when every container has one.
 pub fn pod_amounts(pod: &Pod) -> Amounts {
-    let sidecars = init_containers(pod).iter().filter(|spec| is_sidecar(spec));
-    let all: Vec<Amounts> = containers(pod).iter().chain(sidecars).map(amounts).collect();
-    let setup: Vec<Amounts> = init_containers(pod).iter().filter(|spec| !is_sidecar(spec)).map(amounts).collect();
-    let sum =
-        |get: fn(&Amounts) -> Option<i64>| all.iter().filter_map(get).sum::<i64>().max(setup.iter().filter_map(get).max().unwrap_or(0));
-    let limit = |get: fn(&Amounts) -> Option<i64>| all.iter().chain(&setup).all(|amounts| get(amounts).is_some()).then(|| sum(get));
+    let all: Vec<Amounts> = containers(pod).iter().chain(init_containers(pod)).map(amounts).collect();
+    let (requests, limits) = (PodInfo::read(pod).requests, PodInfo::read(&asking_for_its_limits(pod)).requests);
+    let of = |peak: &Resources, name: &str| i64::try_from(peak.get(name).copied().unwrap_or(0)).unwrap_or(i64::MAX);
+    let limit = |name, get: fn(&Amounts) -> Option<i64>| all.iter().all(|amounts| get(amounts).is_some()).then(|| of(&limits, name));
     Amounts {
-        cpu_request_millis: Some(sum(|amounts| amounts.cpu_request_millis)),
-        cpu_limit_millis: limit(|amounts| amounts.cpu_limit_millis),
-        memory_request_bytes: Some(sum(|amounts| amounts.memory_request_bytes)),
-        memory_limit_bytes: limit(|amounts| amounts.memory_limit_bytes),
+        cpu_request_millis: Some(of(&requests, "cpu")),
+        cpu_limit_millis: limit("cpu", |amounts| amounts.cpu_limit_millis),
+        memory_request_bytes: Some(of(&requests, "memory")),
+        memory_limit_bytes: limit("memory", |amounts| amounts.memory_limit_bytes),
     }
+}
+
+/// The pod's amounts with the limits in the requests' place.
+fn asking_for_its_limits(pod: &Pod) -> Pod {
+    let asking = |container: &Container| {
+        let limits = container.resources.as_ref().and_then(|resources| resources.limits.clone());
+        let resources = Some(ResourceRequirements { requests: limits, ..Default::default() });
+        Container { restart_policy: container.restart_policy.clone(), resources, ..Default::default() }
+    };
+    let spec = PodSpec {
+        containers: containers(pod).iter().map(asking).collect(),
+        init_containers: Some(init_containers(pod).iter().map(asking).collect()),
+        overhead: pod.spec.as_ref().and_then(|spec| spec.overhead.clone()),
+        ..Default::default()
+    };
+    Pod { spec: Some(spec), ..Default::default() }
 }
 
 /// What the burstable pods among these ask for together.
@@ -152,6 +168,46 @@ mod tests {
         let mut over = asking.clone();
         over.status = serde_json::from_value(json!({"phase": "Succeeded"})).unwrap();
         assert_eq!(burstable_millis([&asking, &guaranteed, &asking, &over, &pod(json!({}))]), 600);
+    }
+
+    #[test]
+    fn a_pods_cgroup_holds_what_may_run_of_it_at_one_time() {
+        // Each container: CPU in thousandths and memory in MiB, as request and limit alike.
+        let amounts = |cpu: i64, memory: i64| {
+            let list = json!({"cpu": format!("{cpu}m"), "memory": format!("{memory}Mi")});
+            json!({"requests": list.clone(), "limits": list})
+        };
+        let main = |cpu, memory| json!({"name": "main", "resources": amounts(cpu, memory)});
+        let once = |cpu, memory| json!({"name": "once", "resources": amounts(cpu, memory)});
+        let side = |cpu, memory| json!({"name": "side", "restartPolicy": "Always", "resources": amounts(cpu, memory)});
+        let check = |init: &[serde_json::Value], main: &[serde_json::Value], overhead, cpu: i64, memory: i64| {
+            let spec = json!({"initContainers": init, "containers": main, "overhead": overhead});
+            let pod: Pod = serde_json::from_value(json!({"spec": spec})).unwrap();
+            let (cpu, memory) = (Some(cpu), Some(memory << 20));
+            let expected =
+                Amounts { cpu_request_millis: cpu, cpu_limit_millis: cpu, memory_request_bytes: memory, memory_limit_bytes: memory };
+            assert_eq!(pod_amounts(&pod), expected, "{init:?} {main:?}");
+        };
+        let none = json!({});
+        check(&[], &[main(200, 50), main(100, 10)], none.clone(), 300, 60);
+        check(&[once(500, 20)], &[main(200, 50)], none.clone(), 500, 50);
+        check(&[side(100, 100)], &[main(200, 50)], none.clone(), 300, 150);
+        // A sidecar runs on beside the init containers after it, not beside those before it.
+        check(&[side(100, 100), once(300, 300)], &[main(50, 50)], none.clone(), 400, 400);
+        check(&[once(300, 300), side(100, 100)], &[main(50, 50)], none.clone(), 300, 300);
+        check(&[once(500, 1), side(100, 1), once(300, 1)], &[main(200, 1)], none, 500, 2);
+        check(&[once(500, 20)], &[main(200, 50)], json!({"cpu": "10m", "memory": "7Mi"}), 510, 57);
+    }
+
+    #[test]
+    fn a_container_without_a_limit_leaves_the_pod_without_one() {
+        let spec = json!({
+            "initContainers": [{"name": "once", "resources": {"limits": {"memory": "9Mi"}}}],
+            "containers": [{"name": "main", "resources": {"limits": {"cpu": "1", "memory": "4Mi"}, "requests": {"memory": "1Mi"}}}],
+        });
+        let got = pod_amounts(&serde_json::from_value(json!({"spec": spec})).unwrap());
+        assert_eq!((got.cpu_request_millis, got.cpu_limit_millis), (Some(1000), None));
+        assert_eq!((got.memory_request_bytes, got.memory_limit_bytes), (Some(9 << 20), Some(9 << 20)));
     }
 
     #[test]

@@ -155,14 +155,9 @@ pub fn hosts(pod: &Pod, ips: &[String], domain: &str, host_file: &str) -> String
     text
 }
 
-/// The machine's own resolv.conf. systemd-resolved writes itself there, at a loopback address that means another thing in a pod; whom it
-/// asks is in a file of its own.
-pub fn host_resolv() -> String {
-    let text = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-    reachable_resolv(text("/etc/resolv.conf"), || text("/run/systemd/resolve/resolv.conf"))
-}
-
-fn reachable_resolv(own: String, resolved: impl FnOnce() -> String) -> String {
+/// The machine's own resolv.conf, or another one (`resolved`) where it is of no use to a pod: systemd-resolved writes itself there, at a
+/// loopback address that means another thing in a pod; whom it asks is in a file of its own.
+pub fn reachable_resolv(own: String, resolved: impl FnOnce() -> String) -> String {
     let servers = parse_resolv(&own).servers;
     let is_loopback = |server: &String| server.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback());
     if servers.is_empty() || !servers.iter().all(is_loopback) {

@@ -9,6 +9,7 @@ use super::observed::{LABEL_CONTAINER_NAME, LABEL_POD_NAME, LABEL_POD_NAMESPACE,
 use super::streams::{self, Wanted};
 use crate::error::{Context as _, Kind, Result};
 use crate::orchestrator::client::{Body, Informer};
+use crate::sys::sockets;
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, StreamBody};
@@ -40,6 +41,9 @@ pub async fn start(context: Arc<Context>, pods: Informer<Pod>, cancel: Cancellat
         while let Some(accepted) = cancel.run_until_cancelled(listener.accept()).await {
             match accepted {
                 Ok((stream, _)) => {
+                    if let Err(error) = sockets::keep_alive(&stream) {
+                        tracing::debug!(%error, "a connection may outlive its other end");
+                    }
                     let served = serve(stream, acceptor.clone(), context.clone(), pods.clone());
                     tokio::spawn(cancel.clone().run_until_cancelled_owned(served));
                 }

@@ -2,6 +2,7 @@
 
 use super::container::TERMINATION_MESSAGE_PATH;
 use super::cri::messages::Mount;
+use super::logs::rotate::gone;
 use k8s_openapi::api::core::v1::Container;
 use std::fs;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -42,6 +43,11 @@ pub fn read(pod_folder: &Path, container: &str, attempt: u32, log: &Path, from_l
     text[from..].to_owned()
 }
 
+/// Forgets what the container said; nothing said is nothing to forget.
+pub fn remove(pod_folder: &Path, container: &str, attempt: u32) -> io::Result<()> {
+    gone(&path(pod_folder, container, attempt))
+}
+
 fn tail(file: &Path, bytes: u64) -> io::Result<String> {
     let mut file = fs::File::open(file)?;
     let length = file.metadata()?.len();
@@ -67,5 +73,10 @@ mod tests {
         check(true, "panic: one\ntwo");
         fs::write(&mount.host_path, "out of coffee").unwrap();
         check(true, "out of coffee");
+        let next = prepare(folder.path(), &spec, 2).unwrap();
+        for _ in 0..2 {
+            remove(folder.path(), "web", 1).unwrap();
+        }
+        assert!(!Path::new(&mount.host_path).exists() && Path::new(&next.host_path).exists());
     }
 }

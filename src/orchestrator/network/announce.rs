@@ -11,9 +11,11 @@ use crate::orchestrator::client::{Client, Failure, time};
 use crate::orchestrator::config::AgentConfig;
 use crate::orchestrator::network::wanted::internal_address;
 use futures::TryStreamExt;
+use futures::future::join_all;
 use ipnet::Ipv4Net;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node, Service};
+use parking_lot::Mutex;
 use rtnetlink::Handle;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 use serde_json::json;
@@ -65,25 +67,58 @@ fn wanted(services: &[Arc<Service>], ranges: &BTreeSet<Ipv4Addr>) -> BTreeSet<Ip
     addresses.filter_map(|text| text.parse().ok()).filter(|address| ranges.contains(address)).collect()
 }
 
-/// The nodes that stand by for an address: ready workers (everybody, where there are none), each address in an order of its own. Where
-/// it belongs to a link, only nodes on it: nobody else hears its ARP.
-fn stand_by(nodes: &[Arc<Node>], address: Ipv4Addr, link: Option<Ipv4Net>) -> Vec<String> {
-    let link = link.filter(|link| link.contains(&address));
-    let is_near = |node: &&Arc<Node>| link.is_none_or(|link| internal_address(node).is_some_and(|own| link.contains(&own)));
+/// A ready node: what the choice of those that stand by depends on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Candidate {
+    name: String,
+    address: Option<Ipv4Addr>,
+    is_worker: bool,
+}
+
+/// Pure.
+fn candidates(nodes: &[Arc<Node>]) -> Vec<Candidate> {
     let is_ready = |node: &&Arc<Node>| {
         let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
         conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
     };
-    let is_tainted = |node: &&Arc<Node>| {
-        node.spec.as_ref().is_some_and(|spec| spec.taints.iter().flatten().any(|taint| taint.key.contains("control-plane")))
+    let is_tainted =
+        |node: &Node| node.spec.as_ref().is_some_and(|spec| spec.taints.iter().flatten().any(|taint| taint.key.contains("control-plane")));
+    let candidate = |node: &Arc<Node>| {
+        Some(Candidate { name: node.metadata.name.clone()?, address: internal_address(node), is_worker: !is_tainted(node) })
     };
-    let ready: Vec<&Arc<Node>> = nodes.iter().filter(is_near).filter(is_ready).collect();
-    let workers: Vec<&Arc<Node>> = ready.iter().copied().filter(|node| !is_tainted(node)).collect();
-    let mut names: Vec<String> =
-        if workers.is_empty() { ready } else { workers }.iter().filter_map(|node| node.metadata.name.clone()).collect();
-    names.sort_by_key(|name| Sha256::digest(format!("{address} {name}")).to_vec());
+    nodes.iter().filter(is_ready).filter_map(candidate).collect()
+}
+
+/// The nodes that stand by for an address: workers (everybody, where there are none), each address in an order of its own. Where it
+/// belongs to a link, only nodes on it: nobody else hears its ARP. Pure.
+fn stand_by(candidates: &[Candidate], address: Ipv4Addr, link: Option<Ipv4Net>) -> Vec<&str> {
+    let link = link.filter(|link| link.contains(&address));
+    let is_near = |node: &&Candidate| link.is_none_or(|link| node.address.is_some_and(|own| link.contains(&own)));
+    let near: Vec<&Candidate> = candidates.iter().filter(is_near).collect();
+    let any_worker = near.iter().any(|node| node.is_worker);
+    let mut names: Vec<&str> = near.into_iter().filter(|node| node.is_worker || !any_worker).map(|node| node.name.as_str()).collect();
+    names.sort_by_cached_key(|name| <[u8; 32]>::from(Sha256::digest(format!("{address} {name}"))));
     names.truncate(STAND_BY);
     names
+}
+
+/// The addresses that this node stands by for, and what they were worked out from: nodes and addresses change seldom, and every node of
+/// the cluster asks once a second.
+#[derive(Default)]
+struct Standing {
+    candidates: Vec<Candidate>,
+    wanted: BTreeSet<Ipv4Addr>,
+    own: BTreeSet<Ipv4Addr>,
+}
+
+impl Standing {
+    fn renew(&mut self, candidates: Vec<Candidate>, wanted: &BTreeSet<Ipv4Addr>, me: &str, link: Option<Ipv4Net>) {
+        if self.candidates == candidates && self.wanted == *wanted {
+            return;
+        }
+        let own = wanted.iter().copied().filter(|address| stand_by(&candidates, *address, link).contains(&me)).collect();
+        *self = Standing { candidates, wanted: wanted.clone(), own };
+    }
 }
 
 /// Keeps this node's part of the addresses until cancelled, and gives them away then.
@@ -104,7 +139,14 @@ pub async fn run(
         }
     };
     let ranges: BTreeSet<Ipv4Addr> = config.announce.iter().filter_map(|text| range(text)).flatten().collect();
-    let mut announcer = Announcer { link, client, me: config.node_name.clone(), seen: BTreeMap::new(), held: BTreeSet::new() };
+    let mut announcer = Announcer {
+        link,
+        client,
+        me: config.node_name.clone(),
+        seen: Mutex::default(),
+        held: BTreeSet::new(),
+        standing: Standing::default(),
+    };
     // Left by an agent that was killed.
     for address in announcer.link.addresses().await?.intersection(&ranges) {
         announcer.link.drop(*address).await;
@@ -128,47 +170,61 @@ struct Announcer {
     client: Client,
     me: String,
     /// The last renewal of each lease that was seen, and when.
-    seen: BTreeMap<Ipv4Addr, (String, Instant)>,
+    seen: Mutex<BTreeMap<Ipv4Addr, (String, Instant)>>,
     held: BTreeSet<Ipv4Addr>,
+    standing: Standing,
 }
 
 impl Announcer {
+    /// All addresses at once: a lease is silent soon, and with many addresses their requests one after another would take longer.
     async fn round(&mut self, wanted: &BTreeSet<Ipv4Addr>, nodes: &[Arc<Node>]) {
-        for address in self.held.difference(wanted).copied().collect::<Vec<_>>() {
-            self.give_up(address).await;
-        }
-        for address in wanted {
-            let stands_by = self.held.contains(address) || stand_by(nodes, *address, self.link.network).contains(&self.me);
-            if stands_by && let Err(failure) = self.keep(*address).await {
-                tracing::debug!(%address, "a load balancer's address could not be looked after: {}", Error::from(failure).chain());
+        join_all(self.held.difference(wanted).map(|address| self.give_up(*address))).await;
+        self.held.retain(|address| wanted.contains(address));
+        self.standing.renew(candidates(nodes), wanted, &self.me, self.link.network);
+        let ours: Vec<Ipv4Addr> = self.held.union(&self.standing.own).copied().collect();
+        let kept = join_all(ours.iter().map(|address| self.keep(*address))).await;
+        for (address, outcome) in ours.into_iter().zip(kept) {
+            match outcome {
+                Ok(true) => drop(self.held.insert(address)),
+                Ok(false) => drop(self.held.remove(&address)),
+                Err(failure) => {
+                    let error = Error::from(failure);
+                    tracing::debug!(%address, "a load balancer's address could not be looked after: {}", error.chain());
+                }
             }
         }
     }
 
-    async fn keep(&mut self, address: Ipv4Addr) -> Result<(), Failure> {
+    /// Whether this node has the address now.
+    async fn keep(&self, address: Ipv4Addr) -> Result<bool, Failure> {
         let name = format!("{PREFIX}{address}");
         let lease = self.client.get::<Lease>(NAMESPACE, &name).await?;
         let spec = lease.as_ref().and_then(|lease| lease.spec.as_ref());
         let renewed = spec.and_then(|spec| spec.renew_time.as_ref()).map(|at| time::micro_text(at.0)).unwrap_or_default();
-        let (last, since) = self.seen.entry(address).or_insert_with(|| (renewed.clone(), Instant::now()));
+        let holder = spec.and_then(|spec| spec.holder_identity.as_deref());
+        match decide(holder, &self.me, self.is_stale(address, renewed), true) {
+            Move::Nothing => {
+                if self.held.contains(&address) {
+                    self.link.drop(address).await;
+                }
+                Ok(false)
+            }
+            Move::Hold | Move::Take => {
+                self.write(&name, lease.as_ref(), &self.me).await?;
+                self.show(address).await;
+                Ok(true)
+            }
+        }
+    }
+
+    /// Whether the lease, now `renewed`, has said the same for too long.
+    fn is_stale(&self, address: Ipv4Addr, renewed: String) -> bool {
+        let mut seen = self.seen.lock();
+        let (last, since) = seen.entry(address).or_insert_with(|| (renewed.clone(), Instant::now()));
         if *last != renewed {
             (*last, *since) = (renewed, Instant::now());
         }
-        let stale = since.elapsed() > SILENCE;
-        let holder = spec.and_then(|spec| spec.holder_identity.as_deref());
-        match decide(holder, &self.me, stale, true) {
-            Move::Nothing => {
-                if self.held.remove(&address) {
-                    self.link.drop(address).await;
-                }
-                Ok(())
-            }
-            Move::Hold | Move::Take => {
-                self.write(&name, lease.as_ref(), &self.me.clone()).await?;
-                self.show(address).await;
-                Ok(())
-            }
-        }
+        since.elapsed() > SILENCE
     }
 
     /// Only over what was read: two nodes cannot both take it.
@@ -185,8 +241,8 @@ impl Announcer {
         self.client.replace::<Lease>(NAMESPACE, name, "", &object).await.map(drop)
     }
 
-    async fn show(&mut self, address: Ipv4Addr) {
-        if self.held.insert(address) {
+    async fn show(&self, address: Ipv4Addr) {
+        if !self.held.contains(&address) {
             tracing::info!(%address, "this node has a load balancer's address now");
         }
         if let Err(error) = self.link.add(address).await.and_then(|()| self.link.announce(address)) {
@@ -194,8 +250,7 @@ impl Announcer {
         }
     }
 
-    async fn give_up(&mut self, address: Ipv4Addr) {
-        self.held.remove(&address);
+    async fn give_up(&self, address: Ipv4Addr) {
         self.link.drop(address).await;
         let name = format!("{PREFIX}{address}");
         if let Ok(Some(lease)) = self.client.get::<Lease>(NAMESPACE, &name).await
@@ -205,15 +260,13 @@ impl Announcer {
         }
     }
 
-    async fn leave(&mut self) {
+    async fn leave(&self) {
         // Without an API nobody can be told: then only the addresses go.
-        let held: Vec<Ipv4Addr> = self.held.iter().copied().collect();
-        for address in &held {
+        for address in &self.held {
             self.link.drop(*address).await;
         }
-        for address in held {
-            let _ = tokio::time::timeout(Duration::from_secs(2), self.give_up(address)).await;
-        }
+        let told = join_all(self.held.iter().map(|address| self.give_up(*address)));
+        let _ = tokio::time::timeout(Duration::from_secs(2), told).await;
     }
 }
 
@@ -358,12 +411,15 @@ mod tests {
         let control = node("control-1", "True", json!([{"key": "node-role.kubernetes.io/control-plane", "effect": "NoSchedule"}]));
         let mut nodes = vec![control.clone(), node("gone", "Unknown", json!([]))];
         let address = Ipv4Addr::new(10, 0, 0, 40);
-        assert_eq!(stand_by(&nodes, address, None), ["control-1"], "without workers, everybody serves");
+        let chosen = |nodes: &[Arc<Node>], address, link| -> Vec<String> {
+            stand_by(&candidates(nodes), address, link).into_iter().map(String::from).collect()
+        };
+        assert_eq!(chosen(&nodes, address, None), ["control-1"], "without workers, everybody serves");
         nodes.extend((1..=9).map(|number| node(&format!("worker-{number}"), "True", json!([]))));
-        let some = stand_by(&nodes, address, None);
+        let some = chosen(&nodes, address, None);
         assert_eq!(some.len(), STAND_BY);
         assert!(some.iter().all(|name| name.starts_with("worker-")), "{some:?}");
-        assert_ne!(some, stand_by(&nodes, Ipv4Addr::new(10, 0, 0, 41), None), "another address, another order");
+        assert_ne!(some, chosen(&nodes, Ipv4Addr::new(10, 0, 0, 41), None), "another address, another order");
         let at = |node: &Arc<Node>, address: &str| {
             let mut node = serde_json::to_value(&**node).unwrap();
             node["status"]["addresses"] = json!([{"type": "InternalIP", "address": address}]);
@@ -371,8 +427,24 @@ mod tests {
         };
         let apart = [at(&control, "10.0.0.1"), at(&nodes[2], "10.0.0.2"), at(&nodes[3], "10.0.1.3")];
         let link = "10.0.0.0/24".parse().ok();
-        assert_eq!(stand_by(&apart, address, link), ["worker-1"], "nobody beyond a router");
-        assert_eq!(stand_by(&apart[..1], address, link), ["control-1"], "where no worker is near, everybody who is");
+        assert_eq!(chosen(&apart, address, link), ["worker-1"], "nobody beyond a router");
+        assert_eq!(chosen(&apart[..1], address, link), ["control-1"], "where no worker is near, everybody who is");
+    }
+
+    #[test]
+    fn who_stands_by_is_worked_out_anew_only_when_nodes_or_addresses_change() {
+        let candidate = |name: &str| Candidate { name: name.into(), address: None, is_worker: true };
+        let [first, second] = [40, 41].map(|last| Ipv4Addr::new(10, 0, 0, last));
+        let mut standing = Standing::default();
+        let mut renew = |nodes: &[&str], wanted: &[Ipv4Addr]| {
+            standing.renew(nodes.iter().map(|name| candidate(name)).collect(), &wanted.iter().copied().collect(), "a", None);
+            std::mem::take(&mut standing.own)
+        };
+        assert_eq!(renew(&["a", "b"], &[first]), [first].into());
+        assert!(renew(&["a", "b"], &[first]).is_empty(), "what was taken out above stays out");
+        assert_eq!(renew(&["a", "b"], &[first, second]), [first, second].into());
+        assert!(renew(&["b"], &[first, second]).is_empty());
+        assert_eq!(renew(&["b", "a"], &[second]), [second].into());
     }
 
     #[test]

@@ -16,6 +16,7 @@ pub mod wanted;
 use super::client::informer::Informer;
 use super::config::{AgentConfig, Fabric};
 use crate::error::{Context, Kind, Result};
+use crate::sys::{files, paths};
 use door::Door;
 use ipnet::Ipv4Net;
 use k8s_openapi::api::core::v1::Node;
@@ -25,8 +26,6 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 pub const CNI_CONFIGURATION: &str = "/etc/kprov/cni/10-kprov.conflist";
-/// Debian's place, and upstream's.
-const PLUGIN_FOLDERS: [&str; 2] = ["/usr/lib/cni", "/opt/cni/bin"];
 /// A gateway may not be reachable yet (its machine is starting): no event will tell when it is.
 const RETRY: Duration = Duration::from_secs(2);
 /// Links and routes come in groups when a pod starts.
@@ -83,14 +82,15 @@ async fn carry<'a>(
 
 /// Written only when it differs: containerd reloads on every write.
 fn write_configuration(path: &Path, pods: Ipv4Net, mtu: u32) -> Result<()> {
-    let port_mapping = PLUGIN_FOLDERS.iter().any(|folder| Path::new(folder).join("portmap").exists());
+    // In containerd's own folder: a plugin that it does not find would fail every pod.
+    let port_mapping = paths::cni_plugin_folder().is_some_and(|folder| Path::new(folder).join("portmap").is_file());
     let text = wanted::conflist(pods, mtu, port_mapping);
     if std::fs::read(path).is_ok_and(|held| held == text.as_bytes()) {
         return Ok(());
     }
     let folder = path.parent().unwrap_or(Path::new("/"));
     std::fs::create_dir_all(folder).or_fail(Kind::Host, || format!("could not make {}", folder.display()))?;
-    crate::sys::files::write_atomic(path, text.as_bytes(), 0o644).or_fail(Kind::Host, || format!("could not write {}", path.display()))?;
+    files::write_atomic(path, text.as_bytes(), 0o644).or_fail(Kind::Host, || format!("could not write {}", path.display()))?;
     tracing::info!(%pods, mtu, "pods of this node have their network");
     Ok(())
 }

@@ -22,11 +22,17 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use watch::Watch;
 
 /// A roll-out changes many slices at once; one transaction takes them together.
 const SETTLE: Duration = Duration::from_millis(5);
+/// In a large cluster changes come faster than transactions end. So many times what the last one took passes before the next, which takes
+/// together what came meanwhile and leaves most of a core to others.
+const REST: u32 = 3;
+/// A service may be this late because a machine was slow once.
+const LONGEST_REST: Duration = Duration::from_secs(10);
 /// 10,000 services take two seconds; ten times that is a hung program.
 const NFT_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -60,11 +66,16 @@ pub async fn run_with(
     let mut written: Option<Ruleset> = None;
     let mut retry: Option<Duration> = None;
     let mut watch = Watch::open();
+    // From when on the next write may be, and when there is one to be made.
+    let (mut rested, mut due) = (Instant::now(), None::<Instant>);
     loop {
         tokio::select! {
             _ = cancel.cancelled() => return Ok(()),
-            _ = services_changed.wait() => tokio::time::sleep(SETTLE).await,
-            _ = slices_changed.wait() => tokio::time::sleep(SETTLE).await,
+            _ = async { tokio::select! { () = services_changed.wait() => {} () = slices_changed.wait() => {} } }, if due.is_none() => {
+                due = Some(rested.max(Instant::now() + SETTLE));
+                continue;
+            }
+            _ = tokio::time::sleep_until(due.unwrap_or(rested)), if due.is_some() => {}
             _ = tokio::time::sleep(retry.unwrap_or_default()), if retry.is_some() => {}
             () = watch.lost(), if written.is_some() => {
                 tracing::warn!("somebody took the services' rules out of the kernel; writing them again");
@@ -75,11 +86,14 @@ pub async fn run_with(
         if watch.has_lost() {
             written = None;
         }
+        due = None;
+        let begun = Instant::now();
         let wanted = table();
         let outcome = write(written.as_ref(), &wanted, &network).await;
         match outcome.and_then(|()| if watch.stands() { Ok(()) } else { Err(taken()) }) {
             Ok(()) => {
                 written = Some(wanted);
+                rested = Instant::now() + rest(begun.elapsed());
                 in_sync.store(true, Ordering::Relaxed);
                 retry = None;
                 backoff.reset();
@@ -93,6 +107,11 @@ pub async fn run_with(
             }
         }
     }
+}
+
+/// How long after a write that `took` so long changes are only gathered.
+fn rest(took: Duration) -> Duration {
+    (took * REST).min(LONGEST_REST)
 }
 
 fn taken() -> Error {

@@ -3,7 +3,7 @@
 use super::endpoints::{self, Protocol};
 use super::ruleset::{Network, Ruleset, ruleset};
 use super::watch::Watch;
-use super::{nft, run_with, write};
+use super::{nft, rest, run_with, write};
 use crate::orchestrator::client::informer::{Informer, Key};
 use crate::orchestrator::config::Fabric;
 use crate::orchestrator::network::testing::{Spaces, ask, in_own_namespace, inside, serve, sh};
@@ -14,7 +14,7 @@ use proptest::strategy::ValueTree;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 fn network() -> Network {
@@ -314,6 +314,15 @@ impl Proxy {
 }
 
 #[test]
+fn writes_that_take_long_lie_further_apart() {
+    let check = |took, expected| assert_eq!(rest(Duration::from_millis(took)), Duration::from_millis(expected), "{took}");
+    check(0, 0);
+    check(20, 60);
+    check(2_000, 6_000);
+    check(30_000, 10_000);
+}
+
+#[test]
 fn the_kernel_follows_the_informers_and_a_lost_table_comes_back_whole() {
     in_own_namespace(async {
         let Proxy { services, slices, cancel, running } = Proxy::start();
@@ -357,7 +366,7 @@ fn what_others_flush_comes_back_at_once_and_our_own_writes_are_no_loss() {
         sh("nft delete table ip other");
         slices.put((*slice("web", &[("10.244.2.6", "worker-2", "ready")])).clone());
         until_listed("dnat to 10.244.2.6:8080", true).await;
-        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
         assert!(!watch.has_lost(), "the whole table was written without a need");
         cancel.cancel();
         running.await.expect("no panic").expect("cancelled, not failed");

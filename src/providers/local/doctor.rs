@@ -37,9 +37,6 @@ const PROGRAMS: [(&str, &str); 6] = [
     ("runc", "runc"),
     ("nft", "nftables"),
 ];
-const CNI_PLUGINS: [&str; 3] = ["ptp", "host-local", "loopback"];
-/// Debian's place, and where everybody else puts them.
-const CNI_FOLDERS: [&str; 2] = ["/usr/lib/cni", "/opt/cni/bin"];
 /// What a machine writes before any image or data: below this nothing useful starts.
 const LEAST_DISK_BYTES: u64 = 1 << 30;
 /// A machine's agent and containerd together hold some ten.
@@ -203,11 +200,10 @@ fn installed(program: &str, package: &str) -> Finding {
 }
 
 fn cni() -> Finding {
-    let complete = CNI_FOLDERS.iter().find(|folder| CNI_PLUGINS.iter().all(|plugin| Path::new(folder).join(plugin).is_file()));
     let package = "containernetworking-plugins";
-    let outcome = match complete {
+    let outcome = match paths::cni_plugin_folder() {
         Some(folder) => Ok(folder.to_string()),
-        None => Err((format!("{} not found", CNI_PLUGINS.join(", ")), format!("apt-get install {package}"))),
+        None => Err((format!("{} not found", paths::CNI_PLUGINS.join(", ")), format!("apt-get install {package}"))),
     };
     Finding { package: Some(package.into()), ..finding("CNI plugins", outcome) }
 }

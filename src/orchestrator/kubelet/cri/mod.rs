@@ -165,11 +165,6 @@ impl Runtime {
         Ok(answer.status.unwrap_or_default())
     }
 
-    pub async fn update_resources(&self, id: &str, linux: LinuxContainerResources) -> Result<(), Refusal> {
-        let request = UpdateContainerResourcesRequest { container_id: id.into(), linux: Some(linux) };
-        self.runtime::<_, Empty>("UpdateContainerResources", request, SHORT).await.map(drop)
-    }
-
     /// Runs a command in a container to its end; `timeout_seconds` 0 waits for ever (bounded by an hour).
     pub async fn exec(&self, id: &str, command: &[String], timeout_seconds: i64) -> Result<Exec, Refusal> {
         let request = ExecSyncRequest { container_id: id.into(), cmd: command.to_vec(), timeout: timeout_seconds };

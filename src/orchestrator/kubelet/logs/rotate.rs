@@ -24,6 +24,23 @@ pub async fn rotate(runtime: &Runtime, container_id: &str, log: &Path) -> io::Re
     remove_oldest(log, FILES - 1)
 }
 
+/// Removes a log with all that was rotated out of it; what is not there is removed already.
+pub fn remove(log: &Path) -> io::Result<()> {
+    let old = match rotated(log) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        found => found?,
+    };
+    old.iter().map(PathBuf::as_path).chain([log]).try_for_each(gone)
+}
+
+/// Makes sure that there is no such file.
+pub fn gone(file: &Path) -> io::Result<()> {
+    match fs::remove_file(file) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        outcome => outcome,
+    }
+}
+
 fn remove_oldest(log: &Path, keep: usize) -> io::Result<()> {
     let mut old = rotated(log)?;
     old.sort();
@@ -53,5 +70,21 @@ mod tests {
         assert_eq!(rotated(&log).unwrap().len(), 2);
         assert!(!folder.path().join("0.log.20260101-000001").exists());
         assert!(folder.path().join("1.log.20260101-000001").exists());
+    }
+
+    #[test]
+    fn a_log_goes_with_its_rotated_files_and_no_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = folder.path().join("1.log");
+        for name in ["1.log", "1.log.20260101-000001", "11.log", "11.log.20260101-000001", "2.log"] {
+            fs::write(folder.path().join(name), "").unwrap();
+        }
+        for _ in 0..2 {
+            remove(&log).unwrap();
+        }
+        let mut left: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["11.log", "11.log.20260101-000001", "2.log"]);
+        remove(&folder.path().join("never/0.log")).unwrap();
     }
 }

@@ -5,7 +5,7 @@ use crate::orchestrator::kubelet::cri::messages::PodSandboxConfig;
 use crate::orchestrator::kubelet::decide::{Op, Plan};
 use crate::orchestrator::kubelet::observed::Observed;
 use crate::orchestrator::kubelet::sandbox::{self, name, uid};
-use crate::orchestrator::kubelet::{cgroups, resources};
+use crate::orchestrator::kubelet::{cgroups, container, logs, resources, termination};
 use std::time::Duration;
 
 impl Worker {
@@ -43,7 +43,13 @@ impl Worker {
                 stopped
             }
             Op::RemoveSandbox { id } => runtime.remove_sandbox(&id).await,
-            Op::RemoveContainer { id } => runtime.remove_container(&id).await,
+            Op::RemoveContainer { id } => {
+                let removed = runtime.remove_container(&id).await;
+                if removed.is_ok() {
+                    self.remove_traces(&id, seen);
+                }
+                removed
+            }
             Op::CleanUp => {
                 self.clean_up(seen).await;
                 return true;
@@ -58,9 +64,22 @@ impl Worker {
         true
     }
 
+    /// What a removed container has left on the disk: its logs and its last words. Without the container nobody asks for them, and a pod
+    /// that restarts for weeks would fill the disk.
+    fn remove_traces(&self, id: &str, seen: &Observed) {
+        let Some(gone) = seen.containers.iter().find(|container| container.id == id) else { return };
+        let log = self.context.logs.join(sandbox::log_folder(&self.pod)).join(container::log_path(&gone.name, gone.attempt));
+        if let Err(error) = logs::rotate::remove(&log) {
+            tracing::warn!(%error, log = %log.display(), "could not remove an ended container's log");
+        }
+        if let Err(error) = termination::remove(&self.pod_folder(), &gone.name, gone.attempt) {
+            tracing::warn!(%error, pod = name(&self.pod), container = gone.name, "could not remove an ended container's last words");
+        }
+    }
+
     pub(super) fn sandbox_config(&self, attempt: u32) -> PodSandboxConfig {
         let parent = cgroups::parent(self.context.driver, resources::quality_of_service(&self.pod), uid(&self.pod));
-        let host = sandbox::host_resolv();
+        let host = host_resolv();
         sandbox::config(&self.pod, &self.context.config, attempt, &parent, &host, &self.context.logs)
     }
 
@@ -85,4 +104,9 @@ impl Worker {
             }
         }
     }
+}
+
+fn host_resolv() -> String {
+    let text = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    sandbox::reachable_resolv(text("/etc/resolv.conf"), || text("/run/systemd/resolve/resolv.conf"))
 }

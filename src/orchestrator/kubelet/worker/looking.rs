@@ -102,7 +102,7 @@ impl Worker {
         let host_ip = self.context.config.address.to_string();
         let own = seen.sandbox(&self.pod).map(|sandbox| sandbox.ips.clone()).unwrap_or_default();
         let pod_ips = if host_network(&self.pod) { vec![host_ip.clone()] } else { own };
-        let size = self.context.size.allocatable();
+        let size = self.context.size().allocatable();
         let node = resources::Amounts {
             cpu_limit_millis: Some(size.cpu_millis),
             memory_limit_bytes: Some(size.memory_bytes),

@@ -81,7 +81,8 @@ impl Worker {
         let variables = environment::build(&self.pod, spec, &facts, &sources).map_err(misconfigured)?;
         let mounts = self.mounts(spec, attempt, &facts, &variables).map_err(misconfigured)?;
         let image = self.images.get(&spec.name).cloned().unwrap_or_default();
-        let inputs = container::Inputs { attempt, variables, mounts, image: &image, memory_capacity_bytes: self.context.size.memory_bytes };
+        let inputs =
+            container::Inputs { attempt, variables, mounts, image: &image, memory_capacity_bytes: self.context.size().memory_bytes };
         let config = container::config(&self.pod, spec, inputs).map_err(misconfigured)?;
         let sandbox_attempt = seen.sandbox(&self.pod).map_or(0, |sandbox| sandbox.attempt);
         let created = self.context.runtime.create_container(sandbox, config, self.sandbox_config(sandbox_attempt)).await;

@@ -451,14 +451,6 @@ pub struct ContainerStatusResponse {
 }
 
 #[derive(Clone, PartialEq, Message)]
-pub struct UpdateContainerResourcesRequest {
-    #[prost(string, tag = "1")]
-    pub container_id: String,
-    #[prost(message, optional, tag = "2")]
-    pub linux: Option<LinuxContainerResources>,
-}
-
-#[derive(Clone, PartialEq, Message)]
 pub struct ExecRequest {
     #[prost(string, tag = "1")]
     pub container_id: String,
