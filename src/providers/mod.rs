@@ -98,11 +98,12 @@ pub async fn clusters(settings: &Settings) -> Result<Vec<Cluster>> {
     }
 }
 
+/// By its name, or by its uid where two have one name.
 pub async fn find(settings: &Settings, cluster: &str) -> Result<Option<Cluster>> {
-    let mut found = clusters(settings).await?.into_iter().filter(|one| one.name == cluster);
+    let mut found = clusters(settings).await?.into_iter().filter(|one| one.name == cluster || one.uid == cluster);
     match (found.next(), found.next()) {
         (Some(one), Some(other)) => Err(Error::conflict(format!("two clusters are called {cluster}: {} and {}", one.uid, other.uid))
-            .hint("kprov list shows them; the state folder of the one that is meant names its uid")),
+            .hint(format!("name the one that is meant by its uid, e.g. kprov down {} --provider {}", other.uid, settings.provider))),
         (first, _) => Ok(first),
     }
 }
@@ -207,7 +208,7 @@ pub enum Fabric {
 
 pub const VXLAN_PORT: u16 = 8472;
 /// Addresses of pods and services: no network that machines are in may have them.
-pub const POD_NETWORK: &str = "10.244.0.0/16";
+pub const POD_NETWORK: &str = "10.244.0.0/14";
 pub const SERVICE_NETWORK: &str = "10.96.0.0/16";
 /// Of every machine that is a node: `GET /healthz` answers 200 while it serves what load balancers send, at its own addresses and at
 /// those of load balancers that deliver with their own address.

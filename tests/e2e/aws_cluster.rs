@@ -1,7 +1,7 @@
 //! The main job on AWS, emulated: the same blueprint with its provider line changed, real machines, kubectl as the judge, and what is
 //! left in the account.
 
-use crate::harness::text;
+use crate::harness::{Operated, json, text};
 use crate::rig::aws::{Aws, Row, python};
 use crate::rig::kill::actions;
 use crate::rig::operator::Operator;
@@ -11,10 +11,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 pub const UID: &str = "kprov-cluster-uid";
-
-pub fn json(text: &str) -> Value {
-    serde_json::from_str(text).unwrap_or_else(|error| panic!("not JSON ({error}): {text}"))
-}
 
 /// A cloud, somebody with credentials, and the example blueprint for it.
 pub fn begin() -> (Aws, Operator, String) {
@@ -178,7 +174,9 @@ fn up_and_down_ride_out_every_fault_of_the_wire_in_one_run() {
     let rules = [
         ("RunInstances", Fault::LostReply),
         ("RunInstances", Fault::Duplicate),
-        ("CreateVpc", Fault::Throttle),
+        ("CreateVpc", Fault::LostReply),
+        ("CreateInternetGateway", Fault::LostReply),
+        ("CreateRole", Fault::Throttle),
         ("CreateSubnet", Fault::Status(503)),
         ("CreateSecurityGroup", Fault::Reset),
         ("CreateLoadBalancer", Fault::Truncated),
@@ -189,6 +187,7 @@ fn up_and_down_ride_out_every_fault_of_the_wire_in_one_run() {
         ("RegisterTargets", Fault::Slow(Duration::from_millis(500))),
     ];
     let numbers = rules.map(|(action, fault)| aws.proxy.rule(Rule::on(action, fault)));
+    aws.lag(Duration::from_millis(700));
     let up = json(&operator.ok(&["up", &file, "--yes", "-o", "json"]));
     serves(&operator, &up);
     for ((action, fault), number) in rules.iter().zip(numbers) {

@@ -18,6 +18,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// Between two looks at one kind, however many wait for it: EC2 allows twenty a second.
 const APART: Duration = Duration::from_millis(250);
 
+/// EC2 takes a machine's disk away within seconds after the machine.
+const LAST_DISKS: Duration = Duration::from_secs(30);
+
 /// When a look began, and what it saw.
 pub type SharedLook = Arc<tokio::sync::Mutex<Option<(Instant, Arc<Vec<Observed>>)>>>;
 
@@ -51,7 +54,7 @@ impl Aws {
                         handle
                     }
                 };
-                self.ensure(request, &handle).await?;
+                self.ensure_new(request, &handle).await?;
                 progress("waiting until it is ready");
                 self.ready(kind, &handle, request).await
             }
@@ -89,14 +92,40 @@ impl Aws {
 
     /// The machine that another run made with this request's token; `None` when none shows within the settle window: it came and went.
     pub(super) async fn made_from_other_bytes(&self, request: &Request) -> Result<Option<String>> {
+        let twin = self.twin(request).await?;
+        Ok(twin.filter(|thing| thing.phase != Phase::Deleting).map(|thing| thing.handle))
+    }
+
+    /// After a request that no token makes harmless and whose answer never came (`error`): what it made, once it shows. To ask again before
+    /// that would make a second one.
+    pub(super) async fn made_unheard(&self, request: &Request, error: Error) -> Result<Option<String>> {
+        self.twin(request).await?.map_or(Err(error), |thing| Ok(Some(thing.handle)))
+    }
+
+    /// What this request, or one like it, has made; looked for until it must show.
+    async fn twin(&self, request: &Request) -> Result<Option<Observed>> {
         let started = Instant::now();
         loop {
-            let things = self.look_together(MACHINE).await?;
+            let things = self.look_together(&request.id.kind).await?;
             let twin = things.iter().find(|thing| thing.id == request.id && thing.generation == request.generation);
-            match twin {
-                Some(thing) => return Ok((thing.phase != Phase::Deleting).then(|| thing.handle.clone())),
-                None if started.elapsed() > super::SETTLE => return Ok(None),
-                None => sleep(APART).await,
+            if twin.is_some() || started.elapsed() > super::SETTLE {
+                return Ok(twin.cloned());
+            }
+            sleep(APART).await;
+        }
+    }
+
+    /// AWS may not know for a moment what it has just made. Begun anew instead, by a look that does not show it either, there would be two.
+    async fn ensure_new(&self, request: &Request, handle: &str) -> Result<()> {
+        let (started, mut pause) = (Instant::now(), FIRST_LOOK);
+        loop {
+            match self.ensure(request, handle).await {
+                Err(error) if error.kind == Kind::Transient && started.elapsed() < super::SETTLE => {
+                    tracing::debug!(id = %request.id, handle, "not yet: {}", error.chain());
+                    sleep(pause).await;
+                    pause = (pause * 2).min(LONGEST_PAUSE);
+                }
+                end => return end,
             }
         }
     }
@@ -132,6 +161,18 @@ impl Aws {
         Observed { generation: if thing.id.kind == super::names::MOUNT { request.generation } else { thing.generation }, ..thing }
     }
 
+    /// The volumes that are still there when those that go with their machines had the time to go.
+    pub(super) async fn volumes_that_stay(&self) -> Result<Vec<String>> {
+        let started = Instant::now();
+        loop {
+            let volumes = self.volumes().await?;
+            if volumes.is_empty() || started.elapsed() > LAST_DISKS {
+                return Ok(volumes);
+            }
+            sleep(LONGEST_PAUSE).await;
+        }
+    }
+
     async fn gone(&self, kind: &str, handle: &str) -> Result<()> {
         let mut pause = FIRST_LOOK;
         while self.look_together(kind).await?.iter().any(|thing| thing.handle == handle) {
@@ -141,16 +182,23 @@ impl Aws {
         Ok(())
     }
 
+    /// A call of its own: the key is the machine's, and known only when it has booted.
     async fn remember_host_key(&self, thing: &Observed) -> Result<()> {
         let keys = thing.outputs["hostKeys"].as_array().into_iter().flatten().filter_map(serde_json::Value::as_str);
         let Some(key) = keys.min_by_key(|key| !key.starts_with("ssh-ed25519")).filter(|_| thing.id.kind == MACHINE) else { return Ok(()) };
         // Tags hold 256 letters.
-        if key.len() > 256 {
+        if key.len() > 256 || self.consoles.lock().is_tagged(&thing.handle) {
             return Ok(());
         }
+        let turn = self.consoles.lock().tag_turn(Instant::now());
+        tokio::time::sleep_until(turn).await;
         match self.tag(&thing.handle, &BTreeMap::from([(HOST_KEY.to_string(), key.to_string())])).await {
-            Err(error) if error.kind != Kind::Transient => Err(error),
-            _ => Ok(()),
+            Ok(()) => {
+                self.consoles.lock().tagged(&thing.handle);
+                Ok(())
+            }
+            Err(error) if error.kind == Kind::Transient => Ok(()),
+            Err(error) => Err(error),
         }
     }
 

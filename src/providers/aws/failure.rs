@@ -30,6 +30,11 @@ const PASSING: [&str; 22] = [
     "InvalidTarget",
 ];
 
+/// A kind that reached this provider by mistake.
+pub fn not_ours(kind: &str) -> Error {
+    Error::internal(format!("could not find out what to do: kind {kind} is not AWS's"))
+}
+
 pub trait OrFailure<T> {
     /// `what` is said as "could not ...".
     fn or_failure(self, what: &str) -> Result<T>;
@@ -41,6 +46,16 @@ where
 {
     fn or_failure(self, what: &str) -> Result<T> {
         self.map_err(|error| failure(what, &error))
+    }
+}
+
+/// Whether the request may have been carried out all the same: there was no answer, or AWS did not know either.
+pub fn may_have_happened<E: ProvideErrorMetadata>(error: &SdkError<E, HttpResponse>) -> bool {
+    match error {
+        SdkError::ServiceError(context) => {
+            context.raw().status().as_u16() >= 500 && !error.code().is_some_and(|code| PASSING.contains(&code))
+        }
+        _ => true,
     }
 }
 
@@ -96,6 +111,8 @@ fn classify(code: &str, message: &str, status: u16) -> (Kind, &'static str) {
         }
         _ if status >= 500 || status == 429 || PASSING.contains(&code) || is_young_profile(message) => (Kind::Transient, ""),
         _ if has(&["NotFound", "NoSuchEntity"]) => (Kind::Transient, ""),
+        // Our names hold the cluster's uid: what has one is ours, made by a request whose answer was lost, and shows in a moment.
+        _ if has(&["Duplicate", "AlreadyExists"]) => (Kind::Transient, ""),
         _ if has(&["AccessDenied", "UnauthorizedOperation"]) => {
             (Kind::Provider, "kprov iam aws FILE prints the policy that kprov needs; the message names what is missing")
         }
@@ -131,6 +148,8 @@ mod tests {
         check("InsufficientInstanceCapacity", "", 500, Kind::Provider);
         check("InvalidAMIID.NotFound", "", 400, Kind::Provider);
         check("InvalidSubnetID.NotFound", "", 400, Kind::Transient);
+        check("InvalidGroup.Duplicate", "", 400, Kind::Transient);
+        check("EntityAlreadyExists", "", 409, Kind::Transient);
         check("RequestExpired", "", 400, Kind::Provider);
         for (code, message) in [
             ("UnsupportedAvailabilityZone", "Not there."),

@@ -2,7 +2,7 @@
 
 use super::Aws;
 use super::clients::{ec2_tags, efs_tags, elb_tags, iam_tags, ssm_tags};
-use super::failure::{OrFailure, failure, is_young_profile};
+use super::failure::{OrFailure, failure, is_young_profile, may_have_happened, not_ours};
 use super::machines::{DISK, GROUP_TAG, ROLE_TAG, USER_TAG};
 use super::names::*;
 use super::resources::HEALTH_PATH;
@@ -67,6 +67,9 @@ impl Aws {
             NETWORK => {
                 let tags = self.specification(ResourceType::Vpc, request);
                 let sent = self.clients.ec2.create_vpc().cidr_block(text(spec, "cidr")).tag_specifications(tags).send().await;
+                if let Some(error) = sent.as_ref().err().filter(|error| may_have_happened(error)) {
+                    return self.made_unheard(request, failure("make the network", error)).await;
+                }
                 made(sent.or_failure("make the network")?.vpc().and_then(|vpc| vpc.vpc_id()), "network")
             }
             SUBNET => {
@@ -85,6 +88,9 @@ impl Aws {
             GATEWAY => {
                 let tags = self.specification(ResourceType::InternetGateway, request);
                 let sent = self.clients.ec2.create_internet_gateway().tag_specifications(tags).send().await;
+                if let Some(error) = sent.as_ref().err().filter(|error| may_have_happened(error)) {
+                    return self.made_unheard(request, failure("make the internet gateway", error)).await;
+                }
                 made(sent.or_failure("make the internet gateway")?.internet_gateway().and_then(|one| one.internet_gateway_id()), "gateway")
             }
             ROUTES => {
@@ -151,7 +157,7 @@ impl Aws {
                 let sent = asked.set_tags(Some(elb_tags(&self.tags_of(request)))).send().await.or_failure("make a target group")?;
                 made(sent.target_groups().first().and_then(|group| group.target_group_arn()), "target group")
             }
-            _ => {
+            LOAD_BALANCER => {
                 let asked = self.clients.elb.create_load_balancer().name(name(&self.cluster, &request.id, request.generation));
                 let subnets: Vec<String> = map(&refs["subnets"]).into_values().collect();
                 let scheme =
@@ -164,6 +170,7 @@ impl Aws {
                 let sent = asked.set_tags(Some(elb_tags(&self.tags_of(request)))).send().await.or_failure("make a load balancer")?;
                 made(sent.load_balancers().first().and_then(|one| one.load_balancer_arn()), "load balancer")
             }
+            kind => Err(not_ours(kind)),
         }
     }
 
@@ -448,7 +455,8 @@ impl Aws {
             MOUNT => end!(efs.delete_mount_target().mount_target_id(handle), "delete a mount target"),
             MACHINE => end!(ec2.terminate_instances().instance_ids(handle), "terminate a machine"),
             TARGETS => end!(elb.delete_target_group().target_group_arn(handle), "delete a target group"),
-            _ => end!(elb.delete_load_balancer().load_balancer_arn(handle), "delete a load balancer"),
+            LOAD_BALANCER => end!(elb.delete_load_balancer().load_balancer_arn(handle), "delete a load balancer"),
+            kind => return Err(not_ours(kind)),
         }
         Ok(())
     }

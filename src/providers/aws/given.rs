@@ -198,7 +198,7 @@ mod tests {
         check(&Facts { vpc: None, ..facts() }, &["subnet-a"], Err(&["could not find network vpc-1"]));
         check(&Facts { names: Some(false), ..facts() }, &["subnet-a"], Err(&["it answers no names"]));
         let wide = Vpc::builder().vpc_id("vpc-1").cidr_block("10.0.0.0/8").build();
-        check(&Facts { vpc: Some(wide), ..facts() }, &["subnet-a"], Err(&["10.0.0.0/8 meets 10.244.0.0/16"]));
+        check(&Facts { vpc: Some(wide), ..facts() }, &["subnet-a"], Err(&["10.0.0.0/8 meets 10.244.0.0/14"]));
     }
 
     #[test]

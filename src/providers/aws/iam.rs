@@ -16,7 +16,7 @@ pub const TRUST: &str =
     r#"{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Principal":{"Service":"ec2.amazonaws.com"},"Action":"sts:AssumeRole"}]}"#;
 
 /// Looking: these take no resource, or answer for all. The last four are asked by load balancers and filesystems in our name.
-const LOOK: [&str; 23] = [
+const LOOK: [&str; 24] = [
     "ec2:DescribeAvailabilityZones",
     "ec2:DescribeImages",
     "ec2:DescribeInstanceTypeOfferings",
@@ -26,6 +26,7 @@ const LOOK: [&str; 23] = [
     "ec2:DescribeRouteTables",
     "ec2:DescribeSecurityGroups",
     "ec2:DescribeSubnets",
+    "ec2:DescribeVolumes",
     "ec2:DescribeVpcAttribute",
     "ec2:DescribeVpcs",
     "elasticfilesystem:DescribeFileSystems",

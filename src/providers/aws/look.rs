@@ -2,7 +2,7 @@
 
 use super::catalog::filter;
 use super::clients::{of_ec2, of_efs, of_elb, of_iam};
-use super::failure::{OrFailure, failure};
+use super::failure::{OrFailure, failure, not_ours};
 use super::names::*;
 use super::resources::by_port;
 use super::{Aws, machines};
@@ -11,11 +11,12 @@ use crate::error::{Kind, Result};
 use crate::providers::ownership::{CLUSTER_UID, Mark};
 use crate::providers::resources::{FILESYSTEM, LOAD_BALANCER, MACHINE, NETWORK};
 use aws_sdk_ec2::error::ProvideErrorMetadata;
-use aws_sdk_ec2::types::{AttachmentStatus, Filter, IpPermission, Route, RouteState};
+use aws_sdk_ec2::types::{AttachmentStatus, Filter, IpPermission, Route, RouteState, VolumeState};
 use aws_sdk_efs::types::LifeCycleState;
 use aws_sdk_elasticloadbalancingv2::types::ProtocolEnum;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
+use tokio::time::Instant;
 
 pub type Tags = BTreeMap<String, String>;
 
@@ -63,7 +64,8 @@ impl Aws {
             MOUNT => self.mounts().await,
             MACHINE => self.machines().await,
             TARGETS => self.target_groups().await,
-            _ => self.balancers().await,
+            LOAD_BALANCER => self.balancers().await,
+            kind => Err(not_ours(kind)),
         }
     }
 
@@ -410,13 +412,20 @@ impl Aws {
         Ok(names)
     }
 
-    /// From the tag that an earlier look left, the memory of this process, or the console.
+    /// From the tag that an earlier look left, the memory of this process, or the console, when it is the machine's turn: none is "not yet".
     async fn host_keys(&self, handle: &str, tags: &Tags) -> Result<Vec<String>> {
         if let Some(key) = tags.get(machines::HOST_KEY) {
+            self.consoles.lock().tagged(handle);
             return Ok(vec![key.clone()]);
         }
-        if let Some(keys) = self.host_keys.lock().get(handle) {
-            return Ok(keys.clone());
+        {
+            let mut consoles = self.consoles.lock();
+            if let Some(keys) = consoles.keys(handle) {
+                return Ok(keys.clone());
+            }
+            if !consoles.may_ask(handle, Instant::now()) {
+                return Ok(Vec::new());
+            }
         }
         let keys = match self.clients.ec2.get_console_output().instance_id(handle).latest(true).send().await {
             Ok(answer) => machines::host_keys(answer.output().unwrap_or_default()),
@@ -429,10 +438,21 @@ impl Aws {
             Err(error) if failure("read a machine's console", &error).kind == Kind::Transient => Vec::new(),
             Err(error) => return Err(failure("read a machine's console", &error)),
         };
-        if !keys.is_empty() {
-            self.host_keys.lock().insert(handle.into(), keys.clone());
-        }
+        self.consoles.lock().said(handle, &keys);
         Ok(keys)
+    }
+
+    /// Disks that machines left behind: they go with their machine, a moment after it, but not when somebody said otherwise in the console.
+    pub(super) async fn volumes(&self) -> Result<Vec<String>> {
+        let mut found = Vec::new();
+        let mut pages = self.clients.ec2.describe_volumes().filters(self.owned()).into_paginator().send();
+        while let Some(page) = pages.next().await {
+            let page = page.or_failure("list volumes")?;
+            let ours = page.volumes().iter().filter(|volume| self.mark(&of_ec2(volume.tags())).is_some());
+            let stays = ours.filter(|volume| !matches!(volume.state(), Some(VolumeState::Deleting | VolumeState::Deleted)));
+            found.extend(stays.filter_map(|volume| volume.volume_id().map(String::from)));
+        }
+        Ok(found)
     }
 }
 

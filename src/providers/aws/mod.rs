@@ -1,13 +1,14 @@
 //! Amazon Web Services: machines and networks of EC2, network load balancers, filesystems of EFS, an identity for the loop.
 //!
 //! Decisions are pure: `settings`, `sizes`, `images`, `given` (a network that was there before), `zones`, `names`, `resources` (blueprint to wishes), `request` (action to body), `machines` (what an
-//! instance says), `failure` (refusal to cause), `iam` (policies). Doors are thin: `clients`, `catalog`, `look`, `act`, `families`, `epoch`.
+//! instance says), `consoles` (when it is asked), `failure` (refusal to cause), `iam` (policies). Doors are thin: `clients`, `catalog`, `look`, `act`, `families`, `epoch`.
 
 mod act;
 mod catalog;
 mod check;
 mod clients;
 mod clusters;
+mod consoles;
 mod epoch;
 mod failure;
 mod families;
@@ -24,6 +25,7 @@ mod sizes;
 pub(super) mod zones;
 
 use self::clients::Clients;
+use self::consoles::Consoles;
 use self::failure::{OrFailure, failure};
 use self::names::{GATEWAY, GROUP, KEY_PAIR, MOUNT, PROFILE, ROLE, ROUTES, SECRET, SUBNET, TARGETS};
 use self::resources::Catalog;
@@ -52,8 +54,7 @@ pub struct Aws {
     clients: Clients,
     /// The cluster's SSH key, for the account's owner to keep.
     key: Mutex<Option<String>>,
-    /// By instance.
-    host_keys: Mutex<HashMap<String, Vec<String>>>,
+    consoles: Mutex<Consoles>,
     /// By what the blueprint asks for.
     catalogs: Mutex<HashMap<String, Catalog>>,
     /// By kind: the last look that waiting requests have shared.
@@ -86,7 +87,7 @@ async fn open(settings: Settings, cluster: Cluster) -> Result<Aws> {
         settings,
         clients,
         key: Mutex::default(),
-        host_keys: Mutex::default(),
+        consoles: Mutex::default(),
         catalogs: Mutex::default(),
         looks: Mutex::default(),
     })
@@ -199,12 +200,20 @@ impl Provider for Aws {
     /// The records of writers go last, when nothing is left to write about.
     async fn leftovers(&self) -> Vec<String> {
         match self.look_at_all().await {
-            Ok(left) if left.is_empty() => match self.forget_epochs(u64::MAX).await {
-                Ok(()) => Vec::new(),
-                Err(error) => vec![format!("the writers' records: {}", error.chain())],
-            },
-            Ok(_) => Vec::new(),
-            Err(error) => vec![format!("unknown: {}", error.chain())],
+            Ok(left) if left.is_empty() => {}
+            Ok(_) => return Vec::new(),
+            Err(error) => return vec![format!("unknown: {}", error.chain())],
+        }
+        let volumes = match self.volumes_that_stay().await {
+            Ok(volumes) => volumes,
+            Err(error) => return vec![format!("volumes, perhaps: {}", error.chain())],
+        };
+        if !volumes.is_empty() {
+            return volumes.iter().map(|volume| format!("a machine's disk (aws ec2 delete-volume --volume-id {volume})")).collect();
+        }
+        match self.forget_epochs(u64::MAX).await {
+            Ok(()) => Vec::new(),
+            Err(error) => vec![format!("the writers' records: {}", error.chain())],
         }
     }
 }

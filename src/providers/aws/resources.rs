@@ -14,7 +14,7 @@ use crate::providers::{Context, Delivery, HEALTH_PORT};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Apart from the pods' 10.244/16 and the services' 10.96/16; clusters are alone in their networks.
+/// Apart from the pods' 10.244/14 and the services' 10.96/16; clusters are alone in their networks.
 const NETWORK_CIDR: &str = "10.42.0.0/16";
 /// One load balancer reaches machines in as many zones; more would only thin them out.
 pub const ZONES: usize = 3;

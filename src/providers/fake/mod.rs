@@ -204,9 +204,6 @@ impl Cloud {
     pub fn manners(&self) -> Manners {
         self.inner.lock().manners.clone()
     }
-    pub fn change_manners(&self, change: impl FnOnce(&mut Manners)) {
-        change(&mut self.inner.lock().manners);
-    }
     /// The `call`-th mutating call from now on meets `fault`.
     pub fn inject(&self, call: usize, fault: Fault) {
         self.inner.lock().faults.inject(call, fault);

@@ -121,10 +121,17 @@ fn place(mut machine: Resource, zones: &[String], catalog: &Catalog, ground: &[I
     let disk = machine.spec["diskBytes"].as_u64().unwrap_or_default();
     let image = machine.spec["image"].as_str().unwrap_or_default();
     let price = sizes::machine_price(kind, disk).map(|price| format!(", about ${price:.3} an hour")).unwrap_or_default();
-    machine.summary = format!("{kind} in {zone}, {} GiB disk, {image}{price}", disk >> 30);
+    let account = account(&machine).map(|account| format!(", acts as {account}")).unwrap_or_default();
+    machine.summary = format!("{kind} in {zone}, {} GiB disk, {image}{account}{price}", disk >> 30);
     machine.spec["zone"] = json!(zone);
     machine.needs.extend(ground.iter().cloned());
     machine
+}
+
+/// Who a machine is to Google, in the plan's words; most are nobody.
+fn account(machine: &Resource) -> Option<&str> {
+    let account = machine.spec["serviceAccount"].as_str()?;
+    Some(if account == "default" { "the project's default service account" } else { account })
 }
 
 /// Each with addresses of its own, which nobody else's choice moves: taken ones are left out, and those that exist keep theirs.
@@ -303,7 +310,7 @@ mod tests {
                 "firewall/listeners-tcp: 80, 443 from 0.0.0.0/0",
                 "firewall/health: Google's health checks",
                 "filesystem/media: Filestore, basic HDD, 1024 GiB (its smallest is 1024)",
-                "machine/control-1: e2-medium in europe-west1-b, 10 GiB disk, debian-cloud/debian-12, about $0.040 an hour",
+                "machine/control-1: e2-medium in europe-west1-b, 10 GiB disk, debian-cloud/debian-12, acts as the project's default service account, about $0.040 an hour",
                 "machine/worker-1: e2-standard-2 in europe-west1-b, 20 GiB disk, debian-cloud/debian-12, about $0.075 an hour",
                 "machine/worker-2: e2-standard-2 in europe-west1-c, 20 GiB disk, debian-cloud/debian-12, about $0.075 an hour",
                 "instance-group/europe-west1-b: worker-1",
@@ -344,7 +351,7 @@ mod tests {
         };
         let first = ranges(&names, &BTreeMap::new());
         assert_eq!(first.values().collect::<BTreeSet<_>>().len(), 200, "no two have the same, also where names fall together");
-        let others = [MACHINES_RANGE, "10.96.0.0/16", "10.244.0.0/16", "172.17.0.0/16"].map(parse);
+        let others = [MACHINES_RANGE, "10.96.0.0/16", "10.244.0.0/14", "172.17.0.0/16"].map(parse);
         for range in first.values() {
             assert_eq!(range.prefix_len(), 29);
             assert!(others.iter().all(|other| !other.contains(range) && !range.contains(other)), "{range}");
@@ -361,6 +368,13 @@ mod tests {
         let account =
             |name: &str| all.iter().find(|one| one.id == Id::new(MACHINE, name)).expect("a machine").spec["serviceAccount"].clone();
         assert_eq!((account("control-1"), account("worker-1")), (json!("default"), Value::Null));
+        let own = Settings { service_account: "loop@p.iam.gserviceaccount.com".into(), ..settings() };
+        let cluster = Cluster { name: "shop".into(), uid: "u-1".into() };
+        let context = Context { cluster, ssh_public_key: "ssh-ed25519 AAAA".into(), service_load_balancers: vec![] };
+        let all = expand(&blueprint(1), &context, &own, &catalog()).expect("a good blueprint");
+        let said: Vec<bool> =
+            all.iter().filter(|one| one.id.kind == MACHINE).map(|one| one.summary.contains(", acts as loop@p.iam.")).collect();
+        assert_eq!(said, [true, false], "the plan says so");
     }
 
     #[test]

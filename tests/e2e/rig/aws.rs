@@ -137,6 +137,11 @@ impl Aws {
         self.control("POST", &format!("/policy?key={access_key}"), document);
     }
 
+    /// From now on EC2 shows a new thing so much later: until then it is unknown to whoever names it, and in no list.
+    pub fn lag(&self, lag: Duration) {
+        self.control("POST", &format!("/lag?seconds={}", lag.as_secs_f64()), "");
+    }
+
     /// From now on this action is answered so (a quota that is full, no capacity); an empty code ends it.
     pub fn stop(&self, action: &str, status: u16, code: &str, message: &str) {
         self.control("POST", "/stop", &json!({"action": action, "status": status, "code": code, "message": message}).to_string());

@@ -15,6 +15,7 @@ Control port (plain HTTP, JSON):
   GET  /mounts           mount targets: address and filesystem
   POST /deny             body: actions that nobody may do any more, like ec2:RunInstances
   POST /policy?key=KEY   body: the policy of whoever has this access key; machines have their roles'
+  POST /lag?seconds=S    from now on EC2 shows a new thing S seconds after it was made
   POST /stop             body: {"action", "status", "code", "message"}: what it is answered from now on; an empty code ends that
   GET  /refused          who was refused what: "ACCESS-KEY service:Action on RESOURCE"
   GET  /dump             everything that exists, of all services, as one flat list
@@ -27,10 +28,12 @@ import functools
 import io
 import json
 import os
+import re
 import sys
 import tempfile
 import threading
 import time
+import xml.etree.ElementTree as xml
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlparse
 
@@ -96,6 +99,61 @@ from moto.iam import models as iam  # noqa: E402
 from moto.iam.exceptions import ValidationError  # noqa: E402
 
 
+class Lag:
+    """EC2 is consistent in the end: for a while, whoever names a new thing is told that there is none, and lists leave it out."""
+
+    # What makes a thing, what lists it, the element with its id, and how its absence is told.
+    KINDS = [
+        ("CreateVpc", "DescribeVpcs", "vpcId", "InvalidVpcID.NotFound"),
+        ("CreateSubnet", "DescribeSubnets", "subnetId", "InvalidSubnetID.NotFound"),
+        ("CreateSecurityGroup", "DescribeSecurityGroups", "groupId", "InvalidGroup.NotFound"),
+        ("CreateInternetGateway", "DescribeInternetGateways", "internetGatewayId", "InvalidInternetGatewayID.NotFound"),
+        ("CreateRouteTable", "DescribeRouteTables", "routeTableId", "InvalidRouteTableID.NotFound"),
+        ("RunInstances", "DescribeInstances", "instanceId", "InvalidInstanceID.NotFound"),
+    ]
+
+    def __init__(self, seconds=0.0):
+        self.seconds, self.made = seconds, {}
+
+    def code_of(self, identity):
+        """`None` once it shows."""
+        moment, code = self.made.get(identity, (0, None))
+        return code if time.monotonic() - moment < self.seconds else None
+
+    def refusal(self, call):
+        named = [value for key, value in call.form.items() if not key.startswith("Filter.")] if call.service == "ec2" else []
+        for identity in named:
+            if self.code_of(identity):
+                return 400, self.code_of(identity), f"'{identity}' does not exist"
+        return None
+
+    def through(self, call, application, environ, start_response):
+        rows = [row for row in self.KINDS if call.action in row[:2]] if call.service == "ec2" and self.seconds else []
+        if not rows:
+            return application(environ, start_response)
+        [(create, _, element, code)] = rows
+        said = []
+        body = b"".join(application(environ, lambda *arguments: said.append(arguments)))
+        [(status, headers, *_)] = said
+        if call.action == create:
+            for identity in re.findall(f"<{element}>([^<]+)</{element}>", body.decode()):
+                self.made.setdefault(identity, (time.monotonic(), code))
+        else:
+            body = self.without_the_new(body, element)
+        start_response(status, [(name, value) for name, value in headers if name.lower() != "content-length"] + [("Content-Length", str(len(body)))])
+        return [body]
+
+    def without_the_new(self, body, element):
+        tree = xml.fromstring(body)
+        xml.register_namespace("", tree.tag.partition("}")[0].lstrip("{"))
+        for parent in list(tree.iter()):
+            for item in list(parent):
+                own = [child.text for child in item if child.tag.rpartition("}")[2] == element]
+                if item.tag.rpartition("}")[2] == "item" and any(self.code_of(identity) for identity in own):
+                    parent.remove(item)
+        return xml.tostring(tree)
+
+
 class Rig:
     """What the control port and the patches share."""
 
@@ -106,7 +164,7 @@ class Rig:
 
     def forget(self):
         self.auto, self.events, self.denied, self.refused = True, [], [], []
-        self.policies, self.stops = {}, {}
+        self.policies, self.stops, self.lag = {}, {}, Lag()
         self.host_keys, self.health, self.tokens, self.releasing, self.leaving = {}, {}, {}, {}, {}
 
     def tell(self, what, **more):
@@ -867,6 +925,8 @@ class Control(BaseHTTPRequestHandler):
             rig.denied = [pattern for pattern in body.split() if pattern]
         elif url.path == "/policy":
             rig.policies[query["key"]] = body
+        elif url.path == "/lag":
+            rig.lag = Lag(float(query["seconds"]))
         elif url.path == "/stop":
             said = json.loads(body)
             rig.stops[said["action"]] = said if said["code"] else None
@@ -892,13 +952,13 @@ def serve(port, control_port, auto):
         environ["wsgi.input"] = io.BytesIO(body)
         with rig.calls:
             call = Call(environ, body)
-            refusal = call.refusal()
+            refusal = call.refusal() or rig.lag.refusal(call)
             if refusal:
                 status, code, message = refusal
                 kind, text = call.answer(code, message)
                 start_response(f"{status} Refused", [("Content-Type", kind), ("x-amzn-errortype", code)])
                 return [text.encode()]
-            return application(environ, start_response)
+            return rig.lag.through(call, application, environ, start_response)
 
     class Quiet(MotoRequestHandler):
         def log_request(self, *_):

@@ -424,6 +424,23 @@ def nobodies_and_limits_are_answered_as_aws_does(world):
     world.ec2.delete_vpc(VpcId=world.ec2.create_vpc(CidrBlock="10.0.0.0/16")["Vpc"]["VpcId"])
 
 
+def a_new_thing_is_shown_after_a_while(world):
+    world.say("/lag?seconds=0.5")
+    vpc = world.ec2.create_vpc(CidrBlock="10.9.0.0/16")["Vpc"]["VpcId"]
+    world.fails("InvalidVpcID.NotFound", world.ec2.describe_vpcs, VpcIds=[vpc])
+    world.fails("InvalidVpcID.NotFound", world.ec2.create_subnet, VpcId=vpc, CidrBlock="10.9.1.0/24")
+    shown = lambda: vpc in [one["VpcId"] for one in world.ec2.describe_vpcs()["Vpcs"]]  # noqa: E731
+    assert not shown()
+    time.sleep(0.6)
+    assert shown()
+    subnet = world.ec2.create_subnet(VpcId=vpc, CidrBlock="10.9.1.0/24")["Subnet"]["SubnetId"]
+    assert subnet not in [one["SubnetId"] for one in world.ec2.describe_subnets()["Subnets"]]
+    world.say("/lag?seconds=0")
+    assert subnet in [one["SubnetId"] for one in world.ec2.describe_subnets()["Subnets"]]
+    world.ec2.delete_subnet(SubnetId=subnet)
+    world.ec2.delete_vpc(VpcId=vpc)
+
+
 def decoys_are_made_and_seen(world):
     before = len(world.ask("/dump"))
     world.say("/decoys", {"uid": "0b1c", "name": "shop"})
@@ -440,7 +457,7 @@ TESTS = [
     filesystems_and_mount_targets_take_their_time, a_new_instance_profile_is_not_known_at_once,
     parameters_are_exclusive_tagged_and_found_by_path, an_instance_profile_in_use_is_named_with_its_role, a_role_may_do_what_its_policies_say,
     conditions_bind_a_role_to_its_own_things, a_role_is_handed_out_by_those_who_may, a_load_balancer_with_groups_asks_for_those_of_the_network, nobodies_and_limits_are_answered_as_aws_does,
-    decoys_are_made_and_seen,
+    a_new_thing_is_shown_after_a_while, decoys_are_made_and_seen,
 ]
 
 

@@ -37,6 +37,8 @@ pub struct Cloud {
     pub by_itself: bool,
     /// Operations of Filestore that are not over.
     pub shares: BTreeMap<String, shares::Started>,
+    /// Those that ended badly, and how.
+    pub failed_shares: BTreeMap<String, Value>,
     /// Locations that Filestore's lists leave out.
     pub unreachable: Vec<String>,
     pub violations: Vec<String>,
@@ -284,12 +286,17 @@ impl Cloud {
         }
     }
 
+    /// What somebody wants the operation of this call to end with.
+    pub fn planned_failure(&mut self, method: &str) -> Option<Value> {
+        self.failures.get_mut(method).filter(|left| !left.is_empty()).map(|left| left.remove(0))
+    }
+
     fn start(&mut self, call: &Call, target: &str, effect: Effect, error: Option<Value>) -> Value {
         self.counter += 1;
         let name = format!("operation-{:04}", self.counter);
         let (folder, _) = target.rsplit_once('/').expect("a path");
         let (place, _) = folder.rsplit_once('/').expect("a path");
-        let planned = self.failures.get_mut(&call.method).filter(|left| !left.is_empty()).map(|left| left.remove(0));
+        let planned = self.planned_failure(&call.method);
         let end = Instant::now() + self.pace;
         let operation = Operation {
             place: format!("{place}/operations/"),

@@ -109,6 +109,10 @@ impl Service {
                 problems.push(format!("{name} is required ({})", rule["location"]));
             }
         }
+        // Google takes a change without one, but a repeat of it is then another change.
+        if method.parameters.contains_key("requestId") && !parameters.contains_key("requestId") {
+            problems.push("a change without a requestId".into());
+        }
         match &method.body {
             Some(schema) => self.value(&serde_json::json!({"$ref": schema}), &body, schema, false, &mut problems),
             None if !body.is_null() && body != serde_json::json!({}) => problems.push("a body where there is none".into()),
@@ -191,6 +195,18 @@ mod tests {
     }
 
     #[test]
+    fn a_change_without_a_request_id_is_a_mistake_where_google_takes_one() {
+        let problems = |verb: &str, path: &str| Schema::read().call(verb, path, "", Value::Null).expect("a method").problems;
+        let instance = "/compute/v1/projects/shop-1/zones/europe-west1-b/instances/i";
+        let missing = ["a change without a requestId"];
+        assert_eq!(problems("POST", &format!("{instance}/start")), missing);
+        assert_eq!(problems("DELETE", instance), missing);
+        assert!(problems("GET", instance).is_empty(), "a look is no change");
+        assert!(problems("POST", "/compute/v1/projects/shop-1/global/operations/operation-1/wait").is_empty());
+        assert!(problems("DELETE", "/v1/projects/shop-1/locations/europe-west1-b/instances/i").is_empty(), "Filestore has none");
+    }
+
+    #[test]
     fn a_request_is_held_against_googles_own_description() {
         check(json!({"name": "kprov-a", "autoCreateSubnetworks": false}), &[]);
         check(json!({"name": "kprov-a", "colour": "blue"}), &["Network.colour is unknown"]);
@@ -199,7 +215,7 @@ mod tests {
             json!({"name": "kprov-a", "routingConfig": {"routingMode": "SIDEWAYS"}}),
             &["Network.routingConfig.routingMode cannot be \"SIDEWAYS\""],
         );
-        let call = Schema::read().call("POST", NETWORKS, "colour=blue", json!({})).expect("a method");
+        let call = Schema::read().call("POST", NETWORKS, "colour=blue&requestId=x", json!({})).expect("a method");
         assert_eq!(call.problems, ["unknown parameter colour"]);
         assert!(Schema::read().call("POST", "/compute/v1/projects/shop-1/global/gardens", "", json!({})).is_none());
     }

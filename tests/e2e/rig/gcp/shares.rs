@@ -9,7 +9,7 @@ use std::net::Ipv4Addr;
 use std::time::Instant;
 
 /// What the cluster's own services and pods have, unknown to Google.
-const INSIDE: [&str; 2] = ["10.96.0.0/16", "10.244.0.0/16"];
+const INSIDE: [&str; 2] = ["10.96.0.0/16", "10.244.0.0/14"];
 
 const CREATING: u64 = 1;
 const READY: u64 = 2;
@@ -19,11 +19,23 @@ fn refusal(code: u16, status: &str, message: &str) -> Refusal {
     (code, json!({"error": {"code": code, "message": message, "status": status}}))
 }
 
-/// Once asked for: what it was, when it is over.
+/// gRPC's numbers of what operations say: the words of a failure that is asked for.
+const CODES: [(&str, u64); 5] =
+    [("INVALID_ARGUMENT", 3), ("PERMISSION_DENIED", 7), ("RESOURCE_EXHAUSTED", 8), ("INTERNAL", 13), ("UNAVAILABLE", 14)];
+
+/// Once asked for: what it was, when it is over, and how.
 pub struct Started {
     path: String,
     end: Instant,
-    vanishes: bool,
+    effect: Effect,
+    error: Option<Value>,
+}
+
+enum Effect {
+    Appear,
+    /// To these shares.
+    Change(Value),
+    Vanish,
 }
 
 pub fn answer(cloud: &mut Cloud, call: &Call) -> Reply {
@@ -40,9 +52,8 @@ pub fn answer(cloud: &mut Cloud, call: &Call) -> Reply {
             if thing.body["state"] != READY {
                 return Err(refusal(409, "ABORTED", "another operation is in progress"));
             }
-            thing.body["fileShares"] = call.body["fileShares"].clone();
             cloud.ledger.push(format!("patch {path}"));
-            Ok(start(cloud, &parent, &path, false))
+            Ok(start(cloud, call, &parent, &path, Effect::Change(call.body["fileShares"].clone())))
         }
         "file.projects.locations.instances.delete" => {
             let thing = cloud.things.get_mut(&path).ok_or_else(not_found)?;
@@ -51,12 +62,11 @@ pub fn answer(cloud: &mut Cloud, call: &Call) -> Reply {
             }
             thing.body["state"] = json!(DELETING);
             cloud.ledger.push(format!("delete {path}"));
-            Ok(start(cloud, &parent, &path, true))
+            Ok(start(cloud, call, &parent, &path, Effect::Vanish))
         }
         _ => {
             let name = format!("{parent}/operations/{}", part("operationsId"));
-            let is_done = !cloud.shares.contains_key(&name);
-            Ok(json!({"name": name, "done": is_done}))
+            Ok(shown(cloud, &name))
         }
     }
 }
@@ -96,7 +106,7 @@ fn create(cloud: &mut Cloud, call: &Call, parent: &str) -> Reply {
     body["networks"][0]["ipAddresses"] = json!([address.to_string()]);
     cloud.ledger.push(format!("insert {path}"));
     cloud.things.insert(path.clone(), Thing { body, is_hidden: false, is_busy: false });
-    Ok(start(cloud, parent, &path, false))
+    Ok(start(cloud, call, parent, &path, Effect::Appear))
 }
 
 /// Of a range that nothing else has. Without one Google takes any, perhaps the pods': that is a mistake here.
@@ -115,22 +125,105 @@ fn first_address(cloud: &Cloud, range: &Value) -> Result<Ipv4Addr, Refusal> {
     }
 }
 
-fn start(cloud: &mut Cloud, parent: &str, path: &str, vanishes: bool) -> Value {
+fn start(cloud: &mut Cloud, call: &Call, parent: &str, path: &str, effect: Effect) -> Value {
     cloud.counter += 1;
     let name = format!("{parent}/operations/operation-{}", cloud.counter);
     let end = Instant::now() + cloud.pace;
-    cloud.shares.insert(name.clone(), Started { path: path.into(), end, vanishes });
+    let error = cloud.planned_failure(&call.method).map(|planned| status(&planned));
+    cloud.shares.insert(name.clone(), Started { path: path.into(), end, effect, error });
     json!({"name": name, "done": false})
+}
+
+/// A failure in Compute's words, as google.rpc.Status.
+fn status(planned: &Value) -> Value {
+    let word = planned["errors"][0]["code"].as_str().unwrap_or_default();
+    let (_, code) = CODES.iter().find(|(known, _)| *known == word).unwrap_or_else(|| panic!("Filestore does not say {word:?}"));
+    json!({"code": code, "message": planned["errors"][0]["message"]})
+}
+
+/// An operation that is over is shown as it ended for as long as anybody asks.
+fn shown(cloud: &Cloud, name: &str) -> Value {
+    match (cloud.shares.contains_key(name), cloud.failed_shares.get(name)) {
+        (true, _) => json!({"name": name, "done": false}),
+        (false, None) => json!({"name": name, "done": true}),
+        (false, Some(error)) => json!({"name": name, "done": true, "error": error}),
+    }
 }
 
 pub fn pass_time(cloud: &mut Cloud) {
     let now = Instant::now();
     let due: Vec<String> = cloud.shares.iter().filter(|(_, started)| started.end <= now).map(|(name, _)| name.clone()).collect();
     for name in due {
-        let Started { path, vanishes, .. } = cloud.shares.remove(&name).expect("just listed");
+        let Started { path, effect, error, .. } = cloud.shares.remove(&name).expect("just listed");
+        // What could not be made was never there; what could not be changed or deleted stays as it was.
+        let goes = matches!((&effect, &error), (Effect::Appear, Some(_)) | (Effect::Vanish, None));
         match cloud.things.get_mut(&path) {
-            Some(thing) if !vanishes => thing.body["state"] = json!(READY),
+            Some(thing) if !goes => {
+                thing.body["state"] = json!(READY);
+                if let (Effect::Change(shares), None) = (effect, &error) {
+                    thing.body["fileShares"] = shares;
+                }
+            }
             _ => drop(cloud.things.remove(&path)),
         }
+        if let Some(error) = error {
+            cloud.failed_shares.insert(name, error);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::schema;
+    use super::*;
+
+    const INSTANCES: &str = "projects/shop-1/locations/europe-west1-b/instances";
+
+    fn ask(cloud: &mut Cloud, verb: &str, path: &str, query: &str, body: Value) -> Reply {
+        let call = schema::shared().call(verb, &format!("/v1/{path}"), query, body).expect("a method");
+        assert_eq!(call.problems, Vec::<String>::new());
+        cloud.answer(&call)
+    }
+
+    /// The error of an operation that was just started; time has passed, since the cloud takes none here.
+    fn end(cloud: &mut Cloud, started: Reply) -> Value {
+        let name = started.expect("it is started")["name"].as_str().expect("a name").to_string();
+        let ended = ask(cloud, "GET", &name, "", Value::Null).expect("it is known");
+        assert_eq!(ended["done"], true);
+        ended["error"]["code"].clone()
+    }
+
+    #[test]
+    fn an_operation_fails_when_somebody_wants_it_to_and_changes_nothing() {
+        let mut cloud = Cloud::default();
+        cloud.plant("projects/shop-1/global/networks/n", json!({}));
+        let fail = |cloud: &mut Cloud, verb: &str, code: &str| {
+            let error = json!({"errors": [{"code": code, "message": "no more of it"}]});
+            cloud.failures.insert(format!("file.projects.locations.instances.{verb}"), vec![error]);
+        };
+        let sized = |gib: u64| json!([{"name": "data", "capacityGb": gib.to_string()}]);
+        let wish = json!({"networks": [{"network": "n", "reservedIpRange": "10.160.0.0/29"}], "fileShares": sized(1024)});
+        let instance = format!("{INSTANCES}/i");
+        let seen = |cloud: &mut Cloud| ask(cloud, "GET", &instance, "", Value::Null).ok();
+
+        fail(&mut cloud, "create", "RESOURCE_EXHAUSTED");
+        let started = ask(&mut cloud, "POST", INSTANCES, "instanceId=i", wish.clone());
+        assert_eq!(end(&mut cloud, started), 8);
+        assert_eq!(seen(&mut cloud), None);
+        let started = ask(&mut cloud, "POST", INSTANCES, "instanceId=i", wish);
+        assert_eq!(end(&mut cloud, started), Value::Null, "the next one is as always");
+
+        fail(&mut cloud, "patch", "UNAVAILABLE");
+        let started = ask(&mut cloud, "PATCH", &instance, "updateMask=fileShares", json!({"fileShares": sized(2048)}));
+        assert_eq!(end(&mut cloud, started), 14);
+        assert_eq!(seen(&mut cloud).expect("it is there")["fileShares"], sized(1024));
+
+        fail(&mut cloud, "delete", "INTERNAL");
+        let started = ask(&mut cloud, "DELETE", &instance, "", Value::Null);
+        assert_eq!(end(&mut cloud, started), 13);
+        assert_eq!(seen(&mut cloud).expect("it is there")["state"], READY);
+        let started = ask(&mut cloud, "DELETE", &instance, "", Value::Null);
+        assert_eq!(end(&mut cloud, started), Value::Null);
+        assert_eq!(seen(&mut cloud), None);
     }
 }
