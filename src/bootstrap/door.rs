@@ -57,6 +57,10 @@ impl HostWish {
 pub trait HostSource: Send + Sync {
     async fn host(&self, machine: &str, wish: &HostWish, inputs: &Inputs) -> Result<HostSpec>;
 
+    /// Whether [`HostSource::host`] reads this input for this machine: what it does not read is not journalled, or every host's request
+    /// would hold the whole cluster.
+    fn reads(&self, machine: &str, input: &Observed) -> bool;
+
     /// Fails with `Kind::Conflict` when the writer of this epoch was overtaken: a host itself knows of no epochs.
     async fn fence(&self, epoch: u64) -> Result<()>;
 }
@@ -116,7 +120,7 @@ impl Door for HostDoor {
         let body = if action.verb == Verb::Delete {
             json!({"nodeName": action.id.name, "drain": action.spec["drain"]})
         } else {
-            install_body(action, inputs, self.side)?
+            install_body(action, inputs, self.side, |input| self.source.reads(&action.id.name, input))?
         };
         Ok(Request::of(&self.cluster, action, body))
     }
@@ -149,12 +153,12 @@ impl Door for HostDoor {
     }
 }
 
-fn install_body(action: &Action, inputs: &Inputs, side: Side) -> Result<Value> {
+fn install_body(action: &Action, inputs: &Inputs, side: Side, reads: impl Fn(&Observed) -> bool) -> Result<Value> {
     let machine = Id::new(MACHINE, &action.id.name);
     let failed = || format!("could not install {}", action.id.name);
     let wish = serde_json::from_value(action.spec.clone()).or_fail(Kind::Internal, failed)?;
     let target = Target::of(inputs.get(&machine).ok_or_else(|| Error::internal(format!("{}: its machine is not there", failed())))?, side)?;
-    let body = Body { wish, target, inputs: inputs.values().cloned().collect() };
+    let body = Body { wish, target, inputs: inputs.values().filter(|input| reads(input)).cloned().collect() };
     serde_json::to_value(body).or_fail(Kind::Internal, failed)
 }
 
@@ -289,11 +293,13 @@ mod tests {
             reason: "not there".into(),
             summary: String::new(),
         };
-        let inputs = Inputs::from([(machine().id, machine())]);
-        let body = install_body(&action, &inputs, Side::Outside).unwrap();
+        let other = Observed { id: Id::new(MACHINE, "worker-2"), ..machine() };
+        let inputs = Inputs::from([machine(), other].map(|input| (input.id.clone(), input)));
+        let own = |input: &Observed| input.id == machine().id;
+        let body = install_body(&action, &inputs, Side::Outside, own).unwrap();
         let again: Body = serde_json::from_value(body).unwrap();
         assert_eq!(again.target, Target::of(&machine(), Side::Outside).unwrap());
         assert_eq!(again.inputs, [machine()]);
-        assert!(install_body(&action, &Inputs::new(), Side::Outside).is_err(), "without its machine there is nothing to install");
+        assert!(install_body(&action, &Inputs::new(), Side::Outside, own).is_err(), "without its machine there is nothing to install");
     }
 }

@@ -27,6 +27,7 @@ use crate::providers::resources::{ListenerSpec, LoadBalancerSpec};
 use crate::providers::{self, Context, Provider};
 use crate::remote::Ssh;
 use k8s_openapi::api::core::v1::{Node, Service};
+use parking_lot::Mutex;
 use report::{Verdict, balancers, doing, refused, told};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -71,6 +72,8 @@ struct Keeper {
     hosts: Hosts,
     doors: Vec<Arc<dyn Door>>,
     journal: FileJournal,
+    /// The epoch under which a look has ended.
+    looked: Mutex<Option<u64>>,
 }
 
 impl Keeper {
@@ -90,7 +93,7 @@ impl Keeper {
         let ssh = Ssh::open(&config.data, &trust.ssh)?;
         let doors: Vec<Arc<dyn Door>> = vec![provider.clone(), host_door::inside(ssh, hosts.clone(), client.clone())];
         let journal = FileJournal::open(&config.data.join("journal"), wall_clock())?;
-        Ok(Some(Keeper { client, informers, blueprints, provider, hosts, doors, journal }))
+        Ok(Some(Keeper { client, informers, blueprints, provider, hosts, doors, journal, looked: Mutex::default() }))
     }
 
     async fn keep(&self, cancel: &CancellationToken) {
@@ -177,10 +180,12 @@ impl Keeper {
         let mut options = Options::new(epoch);
         options.cancel = cancel.child_token();
         options.keep_going = true;
+        options.has_looked = *self.looked.lock() == Some(epoch);
         options.retry_budget = RETRIES;
         let Some(ended) = self.unless_overtaken(&wish, &options.cancel, self.told_step(object, &desired, &options)).await? else {
             return Ok(RoundEnd::Overtaken);
         };
+        *self.looked.lock() = Some(epoch);
         service_load_balancer::report(&self.client, &services, &balancers(&ended.observed)).await?;
         self.label(&ended.observed).await;
         self.report(object, &blueprint, &ended).await;

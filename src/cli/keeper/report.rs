@@ -1,6 +1,7 @@
 //! What the loop tells people through the Blueprint's status: what it does, what failed, and whether all is as wanted.
 
 use super::Keeper;
+use crate::blueprint::schema::OF_SERVICE;
 use crate::blueprint::{Blueprint, counted};
 use crate::cli::world::hosts::all_machines;
 use crate::cli::world::waiting;
@@ -24,7 +25,7 @@ impl Keeper {
         if self.provider.delivery() == Delivery::NodePort {
             return json!([]);
         }
-        let ours = balancers(observed).into_iter().filter(|(name, _)| !name.starts_with("svc-"));
+        let ours = balancers(observed).into_iter().filter(|(name, _)| !name.starts_with(OF_SERVICE));
         let known = ours.filter_map(|(name, address)| Some(json!({"name": name, "address": address?.parse::<std::net::IpAddr>().ok()?})));
         Value::Array(known.collect())
     }

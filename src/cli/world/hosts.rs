@@ -1,6 +1,7 @@
 //! What each machine is told when it becomes a host: joins bootstrap's files with the orchestrator's configuration.
 //! The same code outside (`kprov up`) and inside (the loop), so both want the same host.
 
+use super::blueprint_door::is_control_plane;
 use super::images;
 use crate::blueprint::{Blueprint, Role, schema::MachineGroup};
 use crate::bootstrap::door::{HostSource, HostWish};
@@ -176,6 +177,10 @@ impl HostSource for Hosts {
         spec::control_plane(node, ControlPlane { server_config, names, provider, port: config::API_PORT }, SystemTime::now())
     }
 
+    fn reads(&self, machine: &str, input: &Observed) -> bool {
+        reads(machine, input)
+    }
+
     async fn fence(&self, epoch: u64) -> Result<()> {
         handoff::fence(self.provider.epochs(), epoch).await
     }
@@ -204,12 +209,16 @@ fn role_name(role: Role) -> &'static str {
     }
 }
 
+fn reads(machine: &str, input: &Observed) -> bool {
+    input.id == Id::new(MACHINE, machine) || is_control_plane(input) || input.id.kind == FILESYSTEM
+}
+
 fn input<'a>(inputs: &'a Inputs, name: &str) -> Result<&'a Observed> {
     inputs.get(&Id::new(MACHINE, name)).ok_or_else(|| Error::internal(format!("machine {name} is not there, although its host needs it")))
 }
 
 fn control_plane(inputs: &Inputs) -> Result<&Observed> {
-    let controls = inputs.values().filter(|observed| observed.id.kind == MACHINE && observed.spec["role"] == spec::CONTROL_PLANE);
+    let controls = inputs.values().filter(|input| is_control_plane(input));
     controls.min_by(|a, b| a.id.cmp(&b.id)).ok_or_else(|| Error::internal("no control plane machine is there to join"))
 }
 
@@ -262,6 +271,7 @@ fn encode(config: &impl serde::Serialize) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::Value;
 
     fn observed(kind: &'static str, name: &str, outputs: serde_json::Value) -> Observed {
         let spec = serde_json::Value::Null;
@@ -297,6 +307,22 @@ mod tests {
         check(serde_json::json!({"address": "192.0.2.1", "privateAddress": "10.0.0.5"}), Some("192.0.2.1"));
         check(serde_json::json!({"address": "10.0.0.5", "privateAddress": "10.0.0.5"}), None);
         check(serde_json::json!({"address": "10.0.0.5"}), None);
+    }
+
+    #[test]
+    fn a_hosts_request_holds_what_its_specification_is_made_of_and_not_the_whole_cluster() {
+        let machine = |name: &str, role: &str| Observed { spec: serde_json::json!({"role": role}), ..observed(MACHINE, name, Value::Null) };
+        assert!(reads("worker-1", &machine("worker-1", "worker")));
+        assert!(reads("worker-1", &machine("control-1", "control-plane")));
+        assert!(reads("worker-1", &observed(FILESYSTEM, "media", Value::Null)));
+        assert!(!reads("worker-1", &machine("worker-2", "worker")));
+        assert!(!reads("worker-1", &observed("network", "shop", Value::Null)));
+    }
+
+    #[test]
+    fn the_pods_network_has_a_range_for_every_machine_that_a_blueprint_may_name() {
+        let all: ipnet::Ipv4Net = config::POD_CIDR.parse().unwrap();
+        assert!(all.subnets(24).unwrap().count() >= crate::blueprint::schema::MOST_MACHINES as usize);
     }
 
     #[test]

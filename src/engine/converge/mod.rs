@@ -49,6 +49,8 @@ pub struct Options {
     pub cancel: CancellationToken,
     /// After a final error go on with all that does not depend on it (`down`, the loop); otherwise start nothing new (`up`).
     pub keep_going: bool,
+    /// This writer has looked under this epoch when all that former writers sent must have shown: an empty journal is no lost one.
+    pub has_looked: bool,
     /// Rounds before giving up; each must do something.
     pub rounds: u32,
     /// Of the pauses between retries.
@@ -71,6 +73,7 @@ impl Options {
             retry_budget: Duration::from_secs(90),
             cancel: CancellationToken::new(),
             keep_going: false,
+            has_looked: false,
             // A replacement takes two rounds, a mended broken machine three; thirty-two is a run that goes in circles.
             rounds: 32,
             seed: rand::random(),

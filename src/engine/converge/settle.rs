@@ -56,7 +56,7 @@ impl Run<'_> {
     /// Whether others may have sent what neither a read shows yet nor the journal knows. An empty journal of a first run and a lost one look
     /// the same.
     fn is_blind(&self) -> bool {
-        self.takes_over || self.journal.generations().is_empty()
+        self.takes_over || (!self.options.has_looked && self.journal.generations().is_empty())
     }
 
     pub(super) async fn pause_until_settled(&self) -> Result<()> {

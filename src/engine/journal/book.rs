@@ -95,13 +95,19 @@ impl Book {
 
     /// The fewest records that fold to this book again, in order.
     pub fn records(&self) -> Vec<Record> {
-        let mut entries: BTreeMap<u64, &Entry> = BTreeMap::new();
-        for entry in [&self.highest, &self.created, &self.deleted].into_iter().flat_map(BTreeMap::values).chain(self.pending.values()) {
-            entries.insert(entry.sequence, entry);
-        }
         let record =
             |entry: &Entry| Record { sequence: entry.sequence, state: entry.state, time: entry.time, request: Some(entry.request.clone()) };
-        entries.into_values().map(record).collect()
+        self.entries().into_values().map(record).collect()
+    }
+
+    /// How many [`Book::records`] there are.
+    pub fn len(&self) -> usize {
+        self.entries().len()
+    }
+
+    fn entries(&self) -> BTreeMap<u64, &Entry> {
+        let settled = [&self.highest, &self.created, &self.deleted].into_iter().flat_map(BTreeMap::values);
+        settled.chain(self.pending.values()).map(|entry| (entry.sequence, entry)).collect()
     }
 }
 

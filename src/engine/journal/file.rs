@@ -45,7 +45,7 @@ impl FileJournal {
         let mut book = Book::default();
         let lines = records.len();
         records.into_iter().for_each(|record| book.apply(record));
-        let inner = match whole && lines <= book.records().len() + SLACK {
+        let inner = match whole && lines <= book.len() + SLACK {
             true => Inner { book, file: append_to(path).or_fail(Kind::Host, failed)?, length: bytes.len() as u64, lines },
             false => rewrite(path, book).or_fail(Kind::Host, failed)?,
         };
@@ -54,7 +54,7 @@ impl FileJournal {
 
     fn append(&self, inner: &mut Inner, record: Record) -> Result<()> {
         let failed = || format!("could not write the journal {}", self.path.display());
-        if inner.lines > inner.book.records().len() + SLACK {
+        if inner.lines > inner.book.len() + SLACK {
             let book = std::mem::take(&mut inner.book);
             *inner = rewrite(&self.path, book).or_fail(Kind::Host, failed)?;
         }

@@ -291,7 +291,8 @@ fn health(phase: &Phase) -> u8 {
     }
 }
 
-/// A wish and the thing that should fulfil it. Only what is ready is ever replaced: a pending or broken thing may still become right.
+/// A wish and the thing that should fulfil it. A pending thing may still become right and is never replaced; a broken one is, when what
+/// differs cannot change in place, and else repaired.
 fn meet(wish: &Resource, thing: &Observed) -> Fate {
     let differences = || difference(&wish.spec, &thing.spec);
     match &thing.phase {

@@ -358,15 +358,16 @@ impl<'a> Play<'a> {
     async fn keep(&self, workers: u32, desired: &[Resource], journal: &dyn Journal) -> Result<(), Error> {
         let provider = self.cloud.provider(&self.cluster);
         let stage = Stage::Inside { workers };
-        let mut quiet = 0;
+        let (mut quiet, mut looked) = (0, None);
         for _ in 0..LOOP_ROUNDS {
             let Some(epoch) = inside(provider.epochs()).await? else {
                 let stage = Stage::HandOver { workers };
                 return self.command(stage, &self.desired(stage), self.operator.journal()).await;
             };
             let mut options = self.options(epoch, desired);
-            (options.keep_going, options.deadline) = (true, None);
+            (options.keep_going, options.deadline, options.has_looked) = (true, None, looked == Some(epoch));
             let ended = step(&self.doors(stage), desired, journal, &options, &move |event| trace(epoch, &event)).await?;
+            looked = Some(epoch);
             if let Some((_, error)) = ended.failed.into_iter().find(|(_, error)| error.kind == Kind::Conflict) {
                 return Err(error);
             }
