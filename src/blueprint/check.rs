@@ -2,7 +2,7 @@
 
 use super::manifests::Object;
 use super::quantity::{self, Quantity};
-use super::schema::{FIRST_NODE_PORT, LAST_NODE_PORT, MOST_MACHINES};
+use super::schema::{FIRST_NODE_PORT, LAST_NODE_PORT, MOST_MACHINES, OF_SERVICE};
 use super::structure::{Report, did_you_mean};
 use super::tree::{Data, Node, Place};
 use ipnet::IpNet;
@@ -148,8 +148,8 @@ fn load_balancers(spec: &Node, objects: &[Object], report: &mut dyn Report) {
         if let Some(name) = balancer.field("name") {
             let path = format!("{path}.name");
             label(name, &path, "a load balancer's name", LONGEST_LABEL, report);
-            if name.text().is_some_and(|name| name.starts_with("svc-")) {
-                let message = "names that start with `svc-` belong to services of type LoadBalancer".to_string();
+            if name.text().is_some_and(|name| name.starts_with(OF_SERVICE)) {
+                let message = format!("names that start with `{OF_SERVICE}` belong to services of type LoadBalancer");
                 report.report(name.place, &path, message, Some("choose another name".into()));
             }
         }

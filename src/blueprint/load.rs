@@ -2,7 +2,7 @@
 
 use super::check;
 use super::diagnostic::{Problem, Problems};
-use super::manifests::{self, Object};
+use super::manifests::{self, Judge, Object};
 use super::schema::{self, Blueprint};
 use super::structure::{self, Report};
 use super::tree::{self, Data, Node, Place};
@@ -71,17 +71,21 @@ impl Files for Disk {
     }
 }
 
-/// Reads and checks a blueprint file and everything it names.
-pub fn from_path(path: &Path) -> Result<Loaded, Problems> {
+/// Reads and checks a blueprint file and everything it names; `judge` says what the cluster will refuse of a manifest.
+pub fn from_path(path: &Path, judge: Judge<'_>) -> Result<Loaded, Problems> {
     let shown = path.display().to_string();
     match read_text(&Disk, path, MOST_BLUEPRINT_BYTES, TOO_LARGE) {
-        Ok(text) => from_text(&text, path, &Disk),
+        Ok(text) => judged(&text, path, &Disk, judge),
         Err((place, message, hint)) => Err(Problems(vec![Problem::at(&shown, "", place, "", message, hint)])),
     }
 }
 
-/// The same with the text at hand; manifests and images are looked for beside `file`.
+/// The same with the text at hand, and manifests judged by nobody; they and images are looked for beside `file`.
 pub fn from_text(text: &str, file: &Path, files: &dyn Files) -> Result<Loaded, Problems> {
+    judged(text, file, files, &|_| Vec::new())
+}
+
+fn judged(text: &str, file: &Path, files: &dyn Files, judge: Judge<'_>) -> Result<Loaded, Problems> {
     let shown = file.display().to_string();
     let mut sink = Sink::new(&shown, text);
     if text.len() as u64 > MOST_BLUEPRINT_BYTES {
@@ -104,7 +108,7 @@ pub fn from_text(text: &str, file: &Path, files: &dyn Files) -> Result<Loaded, P
     }
     match documents.first() {
         // What was read before a syntax error is half a blueprint: checking it would invent problems.
-        Some(tree) => check_tree(tree, sink, Some(Beside { folder: file.parent().unwrap_or(Path::new("")), files })),
+        Some(tree) => check_tree(tree, sink, Some(Beside { folder: file.parent().unwrap_or(Path::new("")), files, judge })),
         None => Err(Problems(sink.problems)),
     }
 }
@@ -125,6 +129,7 @@ pub fn from_object(object: &Value) -> Result<Loaded, Problems> {
 struct Beside<'a> {
     folder: &'a Path,
     files: &'a dyn Files,
+    judge: Judge<'a>,
 }
 
 fn check_tree(tree: &Node, mut sink: Sink<'_>, beside: Option<Beside<'_>>) -> Result<Loaded, Problems> {
@@ -170,11 +175,15 @@ fn workloads(tree: &Node, sink: &mut Sink<'_>, beside: Option<&Beside<'_>>, othe
     for (index, item) in items.iter().enumerate() {
         let path = format!("spec.workloads[{index}]");
         match (&item.data, beside) {
-            (Data::Map(_), _) => manifests::collect(item, &sink.file.clone(), &path, &mut objects, sink),
+            (Data::Map(_), beside) => {
+                // What is an object of the cluster already is judged there.
+                let judge: Judge<'_> = beside.map_or(&|_| Vec::new(), |beside| beside.judge);
+                manifests::collect(item, &sink.file.clone(), &path, judge, &mut objects, sink);
+            }
             (Data::Text(name), Some(beside)) => match manifest_files(beside, name) {
                 Ok(files) => {
                     for file in files {
-                        match manifest_file(beside.files, &file, &mut left, &mut objects) {
+                        match manifest_file(beside, &file, &mut left, &mut objects) {
                             Ok(problems) => others.extend(problems),
                             Err((place, message, hint)) if place.line == 0 => {
                                 sink.report(item.place, &path, format!("could not read {}: {message}", file.display()), hint);
@@ -239,15 +248,15 @@ fn unreadable(beside: &Beside<'_>, name: &str, error: &io::Error) -> String {
 
 type Refusal = (Place, String, Option<String>);
 
-fn manifest_file(files: &dyn Files, path: &Path, left: &mut u64, objects: &mut Vec<Object>) -> Result<Vec<Problem>, Refusal> {
-    let text = read_text(files, path, *left, "all manifests together are larger than 3 MiB")?;
+fn manifest_file(beside: &Beside<'_>, path: &Path, left: &mut u64, objects: &mut Vec<Object>) -> Result<Vec<Problem>, Refusal> {
+    let text = read_text(beside.files, path, *left, "all manifests together are larger than 3 MiB")?;
     *left -= text.len() as u64;
     let shown = path.display().to_string();
     let mut sink = Sink::new(&shown, &text);
     let (documents, mistakes) = tree::read(&text);
     sink.mistakes(mistakes);
     for document in documents.iter().filter(|document| document.data != Data::Null) {
-        manifests::collect(document, &shown, "", objects, &mut sink);
+        manifests::collect(document, &shown, "", beside.judge, objects, &mut sink);
     }
     if documents.is_empty() && sink.problems.is_empty() {
         sink.report(Place::default(), "", "the file holds no object".into(), None);

@@ -36,8 +36,19 @@ impl Object {
     }
 }
 
-/// Adds the objects of one document; `kind: List` is unfolded. What is no object is reported.
-pub fn collect(document: &Node, file: &str, path: &str, objects: &mut Vec<Object>, report: &mut dyn Report) {
+/// What is wrong with one object, as whoever is to take it says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// `spec.containers[0].name`; empty for the object as a whole.
+    pub field: String,
+    pub message: String,
+}
+
+/// Says what a cluster would refuse of an object: given from outside, since this room knows no API.
+pub type Judge<'a> = &'a dyn Fn(&Value) -> Vec<Finding>;
+
+/// Adds the objects of one document; `kind: List` is unfolded. What is no object, and what `judge` finds, is reported.
+pub fn collect(document: &Node, file: &str, path: &str, judge: Judge<'_>, objects: &mut Vec<Object>, report: &mut dyn Report) {
     let Data::Map(_) = document.data else {
         let hint = "a manifest starts with apiVersion, kind and metadata".to_string();
         return report.report(document.place, path, format!("{} is not a Kubernetes object", document.kind()), Some(hint));
@@ -46,7 +57,7 @@ pub fn collect(document: &Node, file: &str, path: &str, objects: &mut Vec<Object
     if let (true, Some(Data::List(items))) = (kind.ends_with("List"), document.field("items").map(|items| &items.data)) {
         // A list inside a list is no more than its items; depth is bounded by the tree's own.
         for (index, item) in items.iter().enumerate() {
-            collect(item, file, &below(path, &format!("items[{index}]")), objects, report);
+            collect(item, file, &below(path, &format!("items[{index}]")), judge, objects, report);
         }
         return;
     }
@@ -78,8 +89,27 @@ pub fn collect(document: &Node, file: &str, path: &str, objects: &mut Vec<Object
         whole = false;
     }
     if whole {
-        objects.push(Object { file: file.into(), value: document.to_value() });
+        let value = document.to_value();
+        for finding in judge(&value) {
+            let place = Place { width: 1, ..nearest(document, &finding.field).place };
+            report.report(place, &below(path, &finding.field), finding.message, None);
+        }
+        objects.push(Object { file: file.into(), value });
     }
+}
+
+/// The innermost node on the way to `field` that is written in the document.
+fn nearest<'a>(document: &'a Node, field: &str) -> &'a Node {
+    let mut node = document;
+    for part in field.split(['.', '[']) {
+        let next = match part.strip_suffix(']') {
+            Some(index) => index.parse::<usize>().ok().and_then(|index| node.items().get(index)),
+            None => node.field(part),
+        };
+        let Some(next) = next else { break };
+        node = next;
+    }
+    node
 }
 
 fn required(holder: &Node, name: &str, place: Place, path: &str, report: &mut dyn Report) -> bool {
@@ -104,5 +134,8 @@ fn quotes(node: &Node) -> Option<String> {
 }
 
 fn below(path: &str, name: &str) -> String {
-    if path.is_empty() { name.into() } else { format!("{path}.{name}") }
+    match (path, name) {
+        ("", path) | (path, "") => path.into(),
+        _ => format!("{path}.{name}"),
+    }
 }

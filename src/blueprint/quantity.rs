@@ -62,10 +62,6 @@ impl Quantity {
         Quantity { nanos: i128::from(millis) * (NANO / 1000) }
     }
 
-    pub fn from_units(units: i64) -> Quantity {
-        Quantity { nanos: i128::from(units) * NANO }
-    }
-
     /// Thousandths, rounded up: cores become millicores. Saturates at the ends of i64.
     pub fn millis(self) -> i64 {
         saturate(ceiling(self.nanos, NANO / 1000))

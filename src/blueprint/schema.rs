@@ -188,6 +188,8 @@ pub struct Filesystem {
 
 /// Machines of one blueprint: the most that the API server is measured with.
 pub const MOST_MACHINES: u32 = 1000;
+/// Names of load balancers that are a Service's (type LoadBalancer) begin so, and no blueprint's own do.
+pub const OF_SERVICE: &str = "svc-";
 
 /// Node ports end here, so a blueprint has room for 768 listeners.
 pub const LAST_NODE_PORT: u16 = 32767;
@@ -235,10 +237,6 @@ impl Filesystem {
 }
 
 impl Listener {
-    /// `shop/web` is namespace shop, service web; `web` is in namespace default.
-    pub fn namespace_and_service(&self) -> (&str, &str) {
-        self.service.split_once('/').unwrap_or(("default", &self.service))
-    }
     pub fn service_port(&self) -> u16 {
         self.target_port.unwrap_or(80)
     }

@@ -82,9 +82,11 @@ async fn prove(session: &Session) -> Result<()> {
 async fn target(args: &Args) -> Result<Option<(String, Settings)>> {
     let text = &args.target;
     if Path::new(text).is_file() {
-        let loaded = terminal::read_blueprint(Path::new(text));
+        let loaded = terminal::read_blueprint(Path::new(text), &|_| Vec::new());
         return Ok(loaded.map(|loaded| (loaded.blueprint.metadata.name.clone(), Settings::of(&loaded.blueprint))));
     }
     let record = Named { name: text.clone(), provider: args.provider }.find().await?;
-    Ok(Some((record.cluster.name, record.settings)))
+    // Of two with one name only the uid says which.
+    let name = if *text == record.cluster.uid { record.cluster.uid } else { record.cluster.name };
+    Ok(Some((name, record.settings)))
 }

@@ -1,9 +1,7 @@
-//! `kprov plan FILE`: what `up` would do, and nothing else.
+//! `kprov plan FILE`: what `up` would do, or why it would refuse to, and nothing else.
 
 use super::session::Session;
 use super::{logging, terminal, up};
-use crate::blueprint::Loaded;
-use crate::engine::plan::Plan;
 use crate::error::Result;
 use crate::providers::Settings;
 use std::path::PathBuf;
@@ -22,22 +20,20 @@ pub struct Args {
 }
 
 pub async fn run(args: &Args) -> Result<ExitCode> {
-    let Some(loaded) = terminal::read_blueprint(&args.file) else { return Ok(terminal::bad_input()) };
+    let Some(loaded) = terminal::read_blueprint(&args.file, &terminal::refused_by_the_api) else { return Ok(terminal::bad_input()) };
     let name = &loaded.blueprint.metadata.name;
     logging::to_file("plan", name)?;
     let mut session = Session::open(name, Settings::of(&loaded.blueprint)).await?;
-    let (plan, price) = look(&mut session, &loaded).await?;
+    session.borrow_trust().await?;
+    let world = session.world(&loaded.blueprint, &loaded.images).await?;
+    let plan = world.look().await?.plan;
     if args.output.is_some() {
         terminal::print_json(&plan)?;
     } else {
-        terminal::print(format_args!("{}\n", up::shown(&plan, price)))?;
+        terminal::print(format_args!("{}\n", up::shown(&plan, world.price().as_ref())))?;
     }
+    // The plan is of use all the same; that `up` would refuse it is no less true.
+    world.check(&plan).await?;
     let changes = args.exit_code && !plan.is_empty();
     Ok(if changes { ExitCode::from(2) } else { ExitCode::SUCCESS })
-}
-
-async fn look(session: &mut Session, loaded: &Loaded) -> Result<(Plan, Option<f64>)> {
-    session.borrow_trust().await?;
-    let world = session.world(&loaded.blueprint, &loaded.images).await?;
-    Ok((world.look().await?.plan, world.price()))
 }

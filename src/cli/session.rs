@@ -7,6 +7,7 @@ use super::world::hosts::Hosts;
 use super::world::outside::{Outside, desired};
 use super::world::{host_door, images, recover};
 use crate::blueprint::Blueprint;
+use crate::blueprint::schema::OF_SERVICE;
 use crate::bootstrap::install::{self, Program};
 use crate::bootstrap::spec::Image;
 use crate::bootstrap::trust::Trust;
@@ -218,7 +219,7 @@ impl Session {
     async fn service_load_balancers(&self) -> Result<Vec<providers::resources::LoadBalancerSpec>> {
         let observed = self.observe_provider().await?;
         let asked =
-            observed.iter().filter(|thing| thing.id.kind == providers::resources::LOAD_BALANCER && thing.id.name.starts_with("svc-"));
+            observed.iter().filter(|thing| thing.id.kind == providers::resources::LOAD_BALANCER && thing.id.name.starts_with(OF_SERVICE));
         Ok(asked.filter_map(|thing| serde_json::from_value(thing.spec.clone()).ok()).collect())
     }
 

@@ -2,7 +2,9 @@
 
 use crate::blueprint::diagnostic::Problems;
 use crate::blueprint::load::{self, Loaded};
+use crate::blueprint::manifests::{Finding, Judge};
 use crate::error::{Context, Error, Kind, Result};
+use crate::orchestrator::api::kinds::refusals;
 use serde::Serialize;
 use std::fmt::Display;
 use std::io::{BufRead, IsTerminal, Write};
@@ -67,9 +69,14 @@ pub fn print_problems(problems: &Problems) {
     talk(problems.to_string().trim_end());
 }
 
+/// A manifest's mistakes are told before there is any machine, by the rules of the API that will take it.
+pub fn refused_by_the_api(object: &serde_json::Value) -> Vec<Finding> {
+    refusals(object).into_iter().map(|(field, message)| Finding { field, message }).collect()
+}
+
 /// A blueprint that can be acted on, its warnings said; or `None` after every mistake in it was.
-pub fn read_blueprint(file: &Path) -> Option<Loaded> {
-    match load::from_path(file) {
+pub fn read_blueprint(file: &Path, judge: Judge<'_>) -> Option<Loaded> {
+    match load::from_path(file, judge) {
         Ok(loaded) => {
             print_warnings(&loaded.warnings);
             Some(loaded)

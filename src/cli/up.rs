@@ -1,7 +1,7 @@
 //! `kprov up FILE`: makes what the blueprint says exist, hands it to the loop inside, and returns when it serves.
 //!
 //! ```text
-//! load -> open (lock, provider, uid, trust) -> observe -> plan -> agree -> check -> remember
+//! load -> open (lock, provider, uid, trust) -> observe -> plan -> check -> agree -> remember
 //!      the command line is the writer:  converge machines, hosts and the Blueprint object -> hand over
 //!      the loop inside is the writer:   write the Blueprint object
 //! -> wait until nodes, workloads and load balancers are there -> what to type next
@@ -11,7 +11,7 @@ use super::progress::Progress;
 use super::session::Session;
 use super::world::blueprint_door;
 use super::world::hosts::all_machines;
-use super::world::outside::Outside;
+use super::world::outside::{Outside, Price};
 use super::world::served::{Watch, until_answering, until_resolving, until_served};
 use super::{logging, terminal};
 use crate::blueprint::load::Loaded;
@@ -43,7 +43,7 @@ pub struct Args {
 }
 
 pub async fn run(args: &Args) -> Result<ExitCode> {
-    let Some(loaded) = terminal::read_blueprint(&args.file) else { return Ok(terminal::bad_input()) };
+    let Some(loaded) = terminal::read_blueprint(&args.file, &terminal::refused_by_the_api) else { return Ok(terminal::bad_input()) };
     let name = loaded.blueprint.metadata.name.clone();
     logging::to_file("up", &name)?;
     let mut session = Session::open(&name, Settings::of(&loaded.blueprint)).await?;
@@ -61,13 +61,18 @@ async fn bring_up(args: &Args, loaded: &Loaded, session: &mut Session) -> Result
     let mut progress = Progress::start();
     // A run that was killed right before the hand-off left nothing to make, but still a cluster to give to its loop.
     if !plan.is_empty() || !session.is_handed_over().await? {
-        if !plan.is_empty() && agree(&plan, world.price(), args.yes)? {
+        if !plan.is_empty() {
+            terminal::talk(format_args!("{}\n", shown(&plan, world.price().as_ref())));
+        }
+        // Nobody is asked to agree to what would be refused.
+        world.check(&plan).await?;
+        if !plan.is_empty() && !args.yes {
+            agree()?;
             // The time in which somebody read the plan is nobody's.
             progress.restart();
             deadline = Instant::now() + patience;
         }
         session.finish_what_is_begun()?;
-        world.check(&plan).await?;
         session.remember_trust()?;
         let (writer, adopted) = session.writer().await?;
         if adopted {
@@ -103,23 +108,22 @@ async fn bring_up(args: &Args, loaded: &Loaded, session: &mut Session) -> Result
     report(args, session, &observed, &progress)
 }
 
-/// Shows the plan; goes on only when somebody said yes. True when somebody was asked.
-fn agree(plan: &Plan, price: Option<f64>, yes: bool) -> Result<bool> {
-    terminal::talk(format_args!("{}\n", shown(plan, price)));
-    if yes || terminal::confirm("Do this?")? {
-        return Ok(!yes);
+/// Goes on only when somebody says yes.
+fn agree() -> Result<()> {
+    if terminal::confirm("Do this?")? {
+        return Ok(());
     }
     Err(Error::new(Kind::Interrupted, "could not go on: nobody agreed to the plan"))
 }
 
 /// The plan, what cannot be had back after it, and what all that the blueprint wants costs together, where that is known.
-pub fn shown(plan: &Plan, price: Option<f64>) -> String {
+pub fn shown(plan: &Plan, price: Option<&Price>) -> String {
     let mut text = plan.to_string();
     for lost in plan.actions.iter().filter(|action| action.verb == Verb::Delete && action.id.kind == FILESYSTEM) {
         text += &format!("\n{} goes with everything that is stored in it.", lost.id);
     }
     if let Some(price) = price {
-        text += &format!("\nAll of it together: about ${price:.2} an hour at list prices.");
+        text += &format!("\nAll of it together: {price}.");
     }
     text
 }
@@ -227,7 +231,7 @@ mod tests {
             needs: Vec::new(),
         };
         let gone = plan(&[], &[there(FILESYSTEM), there(LOAD_BALANCER)], &Default::default());
-        let text = shown(&gone, Some(1.5));
+        let text = shown(&gone, Some(&Price { dollars: 1.5, unknown: Vec::new() }));
         assert!(
             text.ends_with(
                 "\nfilesystem/media goes with everything that is stored in it.\nAll of it together: about $1.50 an hour at list prices."

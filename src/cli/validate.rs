@@ -18,7 +18,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<ExitCode> {
-    let loaded = load::from_path(&args.file);
+    let loaded = load::from_path(&args.file, &terminal::refused_by_the_api);
     if args.output.is_some() {
         let (problems, warnings) = match &loaded {
             Ok(loaded) => (json!([]), json!(loaded.warnings)),

@@ -8,7 +8,8 @@ use std::path::PathBuf;
 
 /// The cluster's inner networks and names. One setting for all clusters: they are private to each.
 pub const SERVICE_CIDR: &str = "10.96.0.0/16";
-pub const POD_CIDR: &str = "10.244.0.0/16";
+/// A /24 for each of a thousand nodes, and a few to spare.
+pub const POD_CIDR: &str = "10.244.0.0/14";
 pub const KUBERNETES_ADDRESS: &str = "10.96.0.1";
 pub const DNS_ADDRESS: &str = "10.96.0.10";
 pub const CLUSTER_DOMAIN: &str = "cluster.local";

@@ -1,7 +1,7 @@
 //! The AWS provider itself, against an emulator that is as strict as AWS where kprov relies on it.
 
-use crate::aws_cluster::{assert_single, begin, instance, instances, json, ours, serves};
-use crate::harness::text;
+use crate::aws_cluster::{assert_single, begin, instance, instances, ours, serves};
+use crate::harness::{Operated, json, text};
 use crate::rig::aws::{Aws, REGION};
 use crate::rig::operator::Operator;
 use crate::rig::proxy::{Fault, Rule};

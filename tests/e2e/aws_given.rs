@@ -2,8 +2,8 @@
 //! made, and nothing of it is changed.
 
 use crate::aws::check_stopped;
-use crate::aws_cluster::{instance, instances, is_loop, json, ours, serves};
-use crate::harness::text;
+use crate::aws_cluster::{instance, instances, is_loop, ours, serves};
+use crate::harness::{Operated, json, text};
 use crate::rig::aws::{Aws, REGION};
 use crate::rig::operator::Operator;
 use crate::rig::proxy::Entry;

@@ -1,6 +1,7 @@
 //! kill -9 of the real binary at every call to emulated AWS that changes something: `up`, a change of the count, hand-off, `down`.
 
-use crate::aws_cluster::{UID, assert_single, begin, instance, instances, json, ours, serves};
+use crate::aws_cluster::{UID, assert_single, begin, instance, instances, ours, serves};
+use crate::harness::{Operated, json};
 use crate::rig::kill::{kill_at_every_call, kill_the_loop_at_every_call};
 
 #[test]

@@ -4,8 +4,8 @@
 //!
 //! Figures are printed, never judged: this host plays all the machines at once.
 
-use crate::aws_cluster::{assert_single, begin, is_loop, json, ours};
-use crate::harness::text;
+use crate::aws_cluster::{assert_single, begin, is_loop, ours};
+use crate::harness::{Operated, json, text};
 use crate::rig::aws::Aws;
 use crate::rig::operator::{Operator, SHOP};
 use crate::rig::proxy::{Entry, tell_quiet_calls, told};
@@ -102,7 +102,7 @@ fn up(aws: &Aws, operator: &Operator, file: &str, count: usize) -> Timestamp {
         });
         let output = operator.kprov(&["up", file, "--yes", "--timeout", PATIENCE_SECONDS]);
         over.store(true, Ordering::Relaxed);
-        assert!(output.status.success(), "up failed ({}):\n{}\n{}", output.status, text(&output), operator.logs());
+        assert!(output.status.success(), "up failed ({}):\n{}", output.status, text(&output));
         watch.join().expect("the watch ends")
     })
 }

@@ -1,6 +1,6 @@
 //! What the command line says to people and to scripts: words, data, exit codes, and Ctrl-C.
 
-use crate::harness::{Operated, Story, assert_gone, text};
+use crate::harness::{Operated, Story, assert_gone, http_get, json, text};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -23,6 +23,7 @@ fn the_command_line_says_what_people_need() {
     what_a_cluster_is_asked(&story, &up);
     a_workload_that_cannot_run_is_named(&story, file);
     a_workload_that_is_refused_ends_the_wait(&story, file);
+    a_listener_goes_and_another_takes_its_place(&story, file, &up);
     a_machine_that_is_away_is_missed(&story);
 
     let cluster = story.cluster();
@@ -230,8 +231,16 @@ fn a_workload_that_cannot_run_is_named(story: &Story, file: &str) {
 /// What the API will never take is no reason to wait for ten minutes.
 fn a_workload_that_is_refused_ends_the_wait(story: &Story, file: &str) {
     let manifest = std::fs::read_to_string(story.path("web.yaml")).expect("web.yaml");
-    let refused = manifest.replace("matchLabels: {app: web}", "matchLabels: {app: other}");
-    assert!(refused.contains("{app: other}"), "the example has changed: {refused}");
+    let other = manifest.replace("matchLabels: {app: web}", "matchLabels: {app: other}");
+    story.write("web.yaml", &other);
+    let said = run(story, &["up", file, "--yes"], 1).stderr;
+    assert!(
+        said.contains("web.yaml:31:") && said.contains("`selector` does not match template `labels`"),
+        "known without a cluster: {said}"
+    );
+    // Sound by itself; but what is there has another selector, and that never changes.
+    let refused = other.replace("      labels: {app: web}", "      labels: {app: other}");
+    assert_eq!(refused.matches("{app: other}").count(), 2, "the example has changed: {refused}");
     story.write("web.yaml", &refused);
     let said = run(story, &["up", file, "--yes", "-o", "json"], 1);
     assert!(said.stdout.is_empty(), "{said:?}");
@@ -240,6 +249,24 @@ fn a_workload_that_is_refused_ends_the_wait(story: &Story, file: &str) {
     // What is served is served still, and the next version is taken.
     story.example();
     run(story, &["up", file, "--yes"], 0);
+}
+
+/// Node ports go by a listener's place in the blueprint: what comes after one that goes moves up.
+fn a_listener_goes_and_another_takes_its_place(story: &Story, file: &str, up: &Value) {
+    let address = up["loadBalancers"][0]["address"].as_str().expect("an address");
+    let example = std::fs::read_to_string(file).expect("the blueprint");
+    let listeners = |ports: &[u16]| {
+        let listeners: Vec<String> = ports.iter().map(|port| format!("{{port: {port}, service: shop/web}}")).collect();
+        let changed = example.replace("{port: 80, service: shop/web}", &listeners.join(", "));
+        std::fs::write(file, changed).expect("the blueprint");
+        run(story, &["up", file, "--yes"], 0);
+    };
+    listeners(&[80, 81]);
+    listeners(&[81]);
+    let answer = http_get(&format!("{address}:81"), "/").expect("it answers as soon as up has ended");
+    assert!(answer.contains("Hello from web-"), "{answer}");
+    assert!(http_get(&format!("{address}:80"), "/").is_err(), "nobody listens there any more");
+    listeners(&[80]);
 }
 
 /// The blueprint wants more than there is: as long as it is so, `status` says which and why.
@@ -294,10 +321,6 @@ fn interrupted(story: &Story, arguments: &[&str], word: &str) -> String {
 fn listed(story: &Story) -> Option<Value> {
     let clusters = json(&run(story, &["list", "-o", "json"], 0).stdout);
     clusters.as_array().expect("a list").iter().find(|cluster| cluster["name"] == story.name.as_str()).cloned()
-}
-
-fn json(text: &str) -> Value {
-    serde_json::from_str(text).unwrap_or_else(|error| panic!("not JSON ({error}): {text}"))
 }
 
 fn word(path: &Path) -> &str {

@@ -1,7 +1,7 @@
 //! The main job on Google Cloud, emulated: the example blueprint with its provider line changed, real machines, kubectl as the judge, and
 //! what is left in the project.
 
-use crate::harness::{http_get, text};
+use crate::harness::{Operated, http_get, json, text};
 use crate::rig::gcp::estate::Estate;
 use crate::rig::kill::actions;
 use crate::rig::operator::Operator;
@@ -14,10 +14,6 @@ use std::time::{Duration, Instant};
 /// For what the loop inside does by itself.
 const PATIENCE: Duration = Duration::from_secs(90);
 const STRANGER: &str = "00000000-0000-4000-8000-000000000000";
-
-pub fn json_of(text: &str) -> Value {
-    serde_json::from_str(text).unwrap_or_else(|error| panic!("not JSON ({error}): {text}"))
-}
 
 /// A project, somebody who may use it, and the example blueprint for it.
 pub fn begin() -> (Estate, Operator, String) {
@@ -97,7 +93,7 @@ fn the_example_serves_on_google_repairs_itself_grows_and_leaves_nothing() {
     let changes = operator.kprov(&["plan", &file, "--exit-code"]);
     assert_eq!(changes.status.code(), Some(2), "{}", text(&changes));
     assert_eq!(estate.changes(), Vec::<String>::new(), "a plan changes nothing");
-    let up = json_of(&operator.ok(&["up", &file, "--yes", "-o", "json"]));
+    let up = json(&operator.ok(&["up", &file, "--yes", "-o", "json"]));
     eprintln!("up on emulated Google: {} s, {} changes", up["seconds"], estate.changes().len());
     let address = balancer(&up);
     serves(&operator, address);
@@ -154,7 +150,7 @@ fn repairs_itself(estate: &Estate, operator: &Operator) {
 fn grows(estate: &Estate, operator: &Operator) {
     let before = estate.changes().len();
     let machines = operator.kubectl_ok(&["get", "blueprint", "shop", "-o", "jsonpath={.spec.machines}"]);
-    let mut machines = json_of(&machines);
+    let mut machines = json(&machines);
     machines[1]["count"] = json!(3);
     let patch = json!({"spec": {"machines": machines}}).to_string();
     operator.kubectl_ok(&["patch", "blueprint", "shop", "--type", "merge", "-p", &patch]);
@@ -209,7 +205,7 @@ fn up_and_down_on_google_ride_out_every_fault_of_the_wire_in_one_run() {
         ],
         &["up", &file, "--yes", "-o", "json"],
     );
-    let address = balancer(&json_of(&up));
+    let address = balancer(&json(&up));
     serves(&operator, address);
     assert_single(&estate, &before);
     assert_eq!(estate.machines.names().len(), 3);

@@ -2,7 +2,7 @@
 //! count, hand-off, `down`), its state lost, two of it at once.
 
 use crate::gcp_cluster::*;
-use crate::harness::text;
+use crate::harness::{Operated, json, text};
 use crate::rig::gcp::estate::Estate;
 use crate::rig::kill::{kill_at, kill_at_every_call, kill_the_loop_at_every_call};
 use crate::rig::operator::Operator;
@@ -25,7 +25,7 @@ fn surround(estate: &Estate, operator: &Operator, before: &mut Things) {
 
 fn is_whole(estate: &Estate, operator: &Operator, file: &str, before: &Things) {
     estate.proxy.clear();
-    let up = json_of(&operator.ok(&["up", file, "--yes", "-o", "json"]));
+    let up = json(&operator.ok(&["up", file, "--yes", "-o", "json"]));
     serves(operator, balancer(&up));
     assert_single(estate, before);
     assert_eq!(estate.machines.names().len(), 3);

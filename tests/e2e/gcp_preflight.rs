@@ -1,7 +1,7 @@
 //! What goes wrong on Google before or at the first create: said at once, with the next step, and `down` works from there.
 
 use crate::gcp_cluster::*;
-use crate::harness::text;
+use crate::harness::{Operated, json, text};
 use crate::rig::gcp::ACCOUNT;
 use crate::rig::gcp::estate::Estate;
 use crate::rig::operator::Operator;
@@ -119,7 +119,7 @@ fn a_service_account_without_roles_is_said_before_the_timeout_and_up_goes_on_whe
         assert!(status.contains(part), "{part:?} is not in the status:\n{status}");
     }
     estate.refuse_inside(&[]);
-    let up = json_of(&operator.ok(&["up", &file, "--yes", "-o", "json"]));
+    let up = json(&operator.ok(&["up", &file, "--yes", "-o", "json"]));
     serves(&operator, balancer(&up));
     operator.ok(&["down", &file, "--yes"]);
     assert_gone(&estate, &BTreeMap::new());
@@ -152,7 +152,7 @@ fn quota_that_runs_out_half_way_on_google_is_said_at_once_and_up_goes_on_when_th
     estate.cloud().quotas.insert("instances".into(), 2);
     refused(&operator, &file, &["ask for more quota"]);
     estate.cloud().quotas.clear();
-    let up = json_of(&operator.ok(&["up", &file, "--yes", "-o", "json"]));
+    let up = json(&operator.ok(&["up", &file, "--yes", "-o", "json"]));
     serves(&operator, balancer(&up));
     operator.ok(&["down", &file, "--yes"]);
     assert_gone(&estate, &BTreeMap::new());

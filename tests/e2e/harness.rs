@@ -3,7 +3,6 @@
 use kprov::engine::Cluster;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 /// The binary under test: `KPROV_BINARY`, else the one cargo built for this test run.
@@ -66,12 +65,19 @@ pub trait Operated {
 }
 
 /// For what nothing tells, and for what only a newer kubectl than Debian's waits for; asks often enough that a story does not wait.
-pub fn until(what: &str, condition: impl Fn() -> bool) {
+pub fn until(what: &str, condition: impl FnMut() -> bool) {
+    assert!(within_a_minute(condition), "not within a minute: {what}");
+}
+
+pub fn within_a_minute(mut condition: impl FnMut() -> bool) -> bool {
     let deadline = Instant::now() + Duration::from_secs(60);
     while !condition() {
-        assert!(Instant::now() < deadline, "not within a minute: {what}");
+        if Instant::now() > deadline {
+            return false;
+        }
         std::thread::sleep(Duration::from_millis(20));
     }
+    true
 }
 
 pub struct Story {
@@ -196,18 +202,24 @@ impl Drop for Story {
         if !output.status.success() {
             eprintln!("could not take {} down:\n{}", self.name, text(&output));
         }
-        if std::thread::panicking() {
-            show_logs(&self.home().join("log"));
-        }
+        show_logs_of_a_failure(&self.home());
     }
 }
 
-fn show_logs(folder: &Path) {
-    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+/// Ends of the logs that kprov has written below its `home`, when the story is failing: for `Drop`.
+pub fn show_logs_of_a_failure(home: &Path) {
+    if !std::thread::panicking() {
+        return;
+    }
+    for entry in std::fs::read_dir(home.join("log")).into_iter().flatten().flatten() {
         let log = std::fs::read_to_string(entry.path()).unwrap_or_default();
         let tail: Vec<&str> = log.lines().rev().take(60).collect();
         eprintln!("--- {}\n{}", entry.path().display(), tail.into_iter().rev().collect::<Vec<_>>().join("\n"));
     }
+}
+
+pub fn json(text: &str) -> serde_json::Value {
+    serde_json::from_str(text).unwrap_or_else(|error| panic!("not JSON ({error}): {text}"))
 }
 
 pub fn text(output: &Output) -> String {
@@ -217,11 +229,8 @@ pub fn text(output: &Output) -> String {
 /// One HTTP GET without any library in between: what a stranger's client sees.
 pub fn http_get(address: &str, path: &str) -> std::io::Result<String> {
     use std::io::{Read, Write};
-    use std::time::Duration;
-    static LIMIT: OnceLock<Duration> = OnceLock::new();
-    let limit = *LIMIT.get_or_init(|| Duration::from_secs(5));
     let mut stream = std::net::TcpStream::connect(address)?;
-    stream.set_read_timeout(Some(limit))?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
     write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;

@@ -1,14 +1,10 @@
 //! The main job: blueprint -> running cluster -> hand-off -> gone, judged by kubectl and by what is left on the host.
 
-use crate::harness::{Operated, Story, assert_gone, http_get, text, until};
+use crate::harness::{Operated, Story, assert_gone, http_get, json, text, until};
 use kprov::bootstrap::spec::CONTAINERD_SOCKET;
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
-
-fn json(text: &str) -> Value {
-    serde_json::from_str(text).unwrap_or_else(|error| panic!("not JSON ({error}): {text}"))
-}
 
 #[test]
 fn a_blueprint_becomes_a_serving_cluster_and_nothing_stays_after_down() {

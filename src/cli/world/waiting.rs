@@ -1,5 +1,6 @@
 //! What a cluster still waits for, and why: the one judgement behind `up`, `status` and the Blueprint's own conditions. Pure.
 
+use crate::blueprint::counted;
 use crate::orchestrator::client::blueprint::BlueprintObject;
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim, Pod};
@@ -167,6 +168,11 @@ fn deployment(found: &Deployment) -> Option<String> {
     if updated < wanted {
         return Some(format!("{updated} of {wanted} replicas updated"));
     }
+    // As `kubectl rollout status`: while old ones are there, the available ones may be just those.
+    let old = status.replicas.unwrap_or(0) - updated;
+    if old > 0 {
+        return Some(format!("{} to go, once the new ones are available", counted(usize::try_from(old).unwrap_or(0), "old replica")));
+    }
     short(status.available_replicas.unwrap_or(0), wanted)
 }
 
@@ -175,7 +181,11 @@ fn daemon_set(found: &DaemonSet) -> Option<String> {
     if status.observed_generation < found.metadata.generation {
         return Some("the controller has not seen its newest version yet".into());
     }
-    short(status.number_available.unwrap_or(0), status.desired_number_scheduled)
+    let (updated, wanted) = (status.updated_number_scheduled.unwrap_or(0), status.desired_number_scheduled);
+    if updated < wanted {
+        return Some(format!("{updated} of {wanted} pods updated"));
+    }
+    short(status.number_available.unwrap_or(0), wanted)
 }
 
 fn short(available: i32, wanted: i32) -> Option<String> {
@@ -189,7 +199,7 @@ fn pod(found: &Pod) -> Option<String> {
     (!ready && phase != "Succeeded").then(|| phase.to_string())
 }
 
-/// The first pod of the workload's selector that says what is wrong: people want the cause, not the count.
+/// The newest pod of the workload's selector that says what is wrong: people want the cause, not the count, and not that of a former version.
 fn first_trouble(namespace: &str, workload: &Value, objects: &Objects) -> Option<String> {
     let labels = workload["spec"]["selector"]["matchLabels"].as_object()?;
     let ours = |pod: &&Arc<Pod>| {
@@ -197,7 +207,9 @@ fn first_trouble(namespace: &str, workload: &Value, objects: &Objects) -> Option
         pod.metadata.namespace.as_deref() == Some(namespace)
             && labels.iter().all(|(key, value)| theirs.and_then(|theirs| theirs.get(key)).map(String::as_str) == value.as_str())
     };
-    objects.pods.iter().filter(ours).find_map(|pod| {
+    let mut pods: Vec<_> = objects.pods.iter().filter(ours).collect();
+    pods.sort_by_key(|pod| std::cmp::Reverse(pod.metadata.creation_timestamp.as_ref().map(|made| made.0)));
+    pods.into_iter().find_map(|pod| {
         let name = pod.metadata.name.as_deref().unwrap_or_default();
         let status = pod.status.as_ref()?;
         let container = status.container_statuses.iter().flatten().find_map(|container| {
@@ -260,6 +272,32 @@ mod tests {
             &["deployment/shop/web: 1 of 3 replicas available; web-1: ErrImagePull: no such image"],
         );
         check(&[], &[wish], &objects(3), &[]);
+    }
+
+    #[test]
+    fn what_serves_of_a_former_version_is_not_what_is_wanted() {
+        let wish = json!({"kind": "Deployment", "metadata": {"name": "web", "namespace": "shop"},
+            "spec": {"selector": {"matchLabels": {"app": "web"}}}});
+        let pod = |name: &str, made: &str, reason: &str| {
+            object(json!({"metadata": {"name": name, "namespace": "shop", "labels": {"app": "web"}, "creationTimestamp": made}, "status": {
+                "containerStatuses": [{"name": "c", "image": "", "imageID": "", "ready": false, "restartCount": 0,
+                    "state": {"waiting": {"reason": reason, "message": "why"}}}]}}))
+        };
+        let status = json!({"observedGeneration": 2, "replicas": 2, "updatedReplicas": 1, "availableReplicas": 1});
+        let web = object(json!({"metadata": {"name": "web", "namespace": "shop", "generation": 2},
+            "spec": {"replicas": 1, "selector": {}, "template": {}}, "status": status}));
+        let pods = vec![pod("a-old", "2026-01-01T00:00:00Z", "CrashLoopBackOff"), pod("b-new", "2026-01-02T00:00:00Z", "ErrImagePull")];
+        let objects = Objects { deployments: vec![web], pods, ..Objects::default() };
+        let expected = "deployment/shop/web: 1 old replica to go, once the new ones are available; b-new: ErrImagePull: why";
+        check(&[], &[wish], &objects, &[expected]);
+
+        let wish = json!({"kind": "DaemonSet", "metadata": {"name": "log", "namespace": "shop"}});
+        let status = json!({"observedGeneration": 2, "currentNumberScheduled": 3, "desiredNumberScheduled": 3, "numberMisscheduled": 0,
+            "numberReady": 3, "numberAvailable": 3, "updatedNumberScheduled": 1});
+        let log = object(json!({"metadata": {"name": "log", "namespace": "shop", "generation": 2},
+            "spec": {"selector": {}, "template": {}}, "status": status}));
+        let objects = Objects { daemon_sets: vec![log], ..Objects::default() };
+        check(&[], &[wish], &objects, &["daemonset/shop/log: 1 of 3 pods updated"]);
     }
 
     #[test]

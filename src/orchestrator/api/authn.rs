@@ -62,6 +62,25 @@ pub fn from_certificate(der: &[u8]) -> Option<User> {
     (!name.is_empty()).then(|| User::new(name, groups))
 }
 
+/// Whom the user speaks for: himself, or (a cluster's administrator alone) somebody else, by the headers of `kubectl --as`, `--as-group`
+/// and `--as-uid`.
+pub fn speaks_for(user: User, headers: &HeaderMap) -> Answer<User> {
+    let text = |name: &str| headers.get_all(name).iter().filter_map(|value| value.to_str().ok()).map(str::to_owned).collect::<Vec<_>>();
+    let [names, groups, uids] = ["impersonate-user", "impersonate-group", "impersonate-uid"].map(text);
+    let Some(name) = names.into_iter().next() else {
+        return match groups.is_empty() && uids.is_empty() {
+            true => Ok(user),
+            false => Err(Status::bad_request("groups and a uid are impersonated together with a user")),
+        };
+    };
+    if !user.is_master() {
+        return Err(Status::forbidden("", "users", &name, &format!("User {:?} cannot impersonate resource \"users\"", user.name)));
+    }
+    let mut other = User::new(name, groups);
+    other.uid = uids.into_iter().next().unwrap_or_default();
+    Ok(other)
+}
+
 /// From an Authorization header, if there is one. Refused: there is one, and it proves nothing.
 pub fn from_headers(server: &Server, headers: &HeaderMap) -> Answer<Option<User>> {
     let Some(header) = headers.get(AUTHORIZATION) else { return Ok(None) };

@@ -101,6 +101,10 @@ async fn answer(server: &Arc<Server>, by_certificate: Option<super::User>, reque
         (None, Ok(None)) => None,
         (None, Err(status)) => return respond::status(&status),
     };
+    let user = match user.map(|user| authn::speaks_for(user, request.headers())).transpose() {
+        Ok(user) => user,
+        Err(status) => return respond::status(&status),
+    };
     let (parts, body) = request.into_parts();
     let body = match tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, MOST_BODY_BYTES).collect()).await {
         Ok(Ok(body)) => body.to_bytes(),

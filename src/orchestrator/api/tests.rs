@@ -447,6 +447,22 @@ async fn token_is_its_pods_and_dies_with_it() {
     assert!(super::authn::from_headers(&api.server, &headers).is_err());
 }
 
+#[test]
+fn only_the_administrator_speaks_for_others() {
+    use super::authn::{MASTERS, speaks_for};
+    let headers = |pairs: &[(&'static str, &str)]| -> http::HeaderMap {
+        pairs.iter().map(|(name, value)| (http::HeaderName::from_static(name), value.parse().expect("a header"))).collect()
+    };
+    let admin = || User::new("admin", [MASTERS.to_owned()]);
+    assert_eq!(speaks_for(admin(), &headers(&[])), Ok(admin()));
+    let bob = speaks_for(admin(), &headers(&[("impersonate-user", "bob"), ("impersonate-group", "dev"), ("impersonate-group", "ops")]));
+    let bob = bob.expect("allowed");
+    assert!(bob.name == "bob" && bob.is_in("dev") && bob.is_in("ops") && !bob.is_master(), "{bob:?}");
+    assert_eq!(speaks_for(admin(), &headers(&[("impersonate-group", "dev")])).expect_err("nobody is named").code, 400);
+    let refused = speaks_for(bob, &headers(&[("impersonate-user", "admin"), ("impersonate-group", MASTERS)])).expect_err("refused");
+    assert_eq!((refused.code, refused.reason), (403, "Forbidden"));
+}
+
 #[tokio::test]
 async fn node_reaches_only_what_its_pods_need() {
     let api = Api::new().await.with_account().await;

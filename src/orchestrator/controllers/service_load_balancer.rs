@@ -5,6 +5,7 @@
 
 use super::write::{Write, apply_all};
 use super::{Context, Informers, each, work};
+use crate::blueprint::schema::OF_SERVICE;
 use crate::error::Result;
 use crate::orchestrator::client::{Client, Key, Object, Queue};
 use k8s_openapi::api::core::v1::Service;
@@ -33,7 +34,7 @@ pub struct Wanted {
 
 /// The logical name of a Service's load balancer.
 pub fn name_of(service: &Service) -> String {
-    format!("svc-{}", service.uid().chars().take(8).collect::<String>())
+    format!("{OF_SERVICE}{}", service.uid().chars().take(8).collect::<String>())
 }
 
 /// Everything that must exist, by Service. What is not named here and was made for a Service must go.

@@ -2,7 +2,7 @@
 
 use super::machines::{Machines, Spec};
 use super::namespace::{BRIDGE, Namespace};
-use crate::harness::{Operated, binary, require_root};
+use crate::harness::{Operated, binary, require_root, show_logs_of_a_failure};
 use kprov::blueprint::ProviderName;
 use kprov::providers::Settings;
 use std::io::{BufRead, BufReader};
@@ -73,7 +73,7 @@ impl Hosts {
         let namespace = Namespace::new();
         // A switch in somebody's own rack carries what is sent through it, pods' packets and ARP of any address included.
         namespace.script(&format!(
-            "nft delete table bridge rig; ip route del blackhole 10.244.0.0/16; ip address add {}/24 dev {BRIDGE}",
+            "nft delete table bridge rig; ip route del blackhole 10.244.0.0/14; ip address add {}/24 dev {BRIDGE}",
             address(network, 1)
         ));
         let machines = Machines::new(&namespace);
@@ -135,7 +135,7 @@ impl Hosts {
             "ip link show far >/dev/null 2>&1 || ip link add far address 02:00:00:00:00:02 type bridge
              ip address del {router}/24 dev {BRIDGE}; ip address replace {router}/24 dev far; ip link set far up
              ip link set {} master far
-             ip route replace blackhole 10.244.0.0/16",
+             ip route replace blackhole 10.244.0.0/14",
             super::machines::link(far)
         ));
     }
@@ -305,23 +305,6 @@ impl Hosts {
         self.machines.inside(host, &find.replace("SIGNAL", signal));
     }
 
-    /// For what nobody tells: the loop inside does it when it comes to it.
-    pub fn until(&self, is_so: impl FnMut() -> bool) {
-        assert!(self.comes_to_be(is_so), "it did not come to be");
-    }
-
-    /// Within a minute.
-    pub fn comes_to_be(&self, mut is_so: impl FnMut() -> bool) -> bool {
-        let begin = std::time::Instant::now();
-        while !is_so() {
-            if begin.elapsed().as_secs() >= 60 {
-                return false;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(200));
-        }
-        true
-    }
-
     pub fn inventories(&self) -> Vec<String> {
         self.hosts.iter().map(|host| self.inventory(&host.name)).collect()
     }
@@ -374,12 +357,6 @@ fn address([a, b, c]: [u8; 3], last: u8) -> Ipv4Addr {
 
 impl Drop for Hosts {
     fn drop(&mut self) {
-        if std::thread::panicking() {
-            for entry in std::fs::read_dir(self.home().join("log")).into_iter().flatten().flatten() {
-                let log = std::fs::read_to_string(entry.path()).unwrap_or_default();
-                let tail: Vec<&str> = log.lines().rev().take(60).collect();
-                eprintln!("--- {}\n{}", entry.path().display(), tail.into_iter().rev().collect::<Vec<_>>().join("\n"));
-            }
-        }
+        show_logs_of_a_failure(&self.home());
     }
 }

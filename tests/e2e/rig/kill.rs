@@ -6,7 +6,7 @@
 use super::machines::Machines;
 use super::operator::Operator;
 use super::proxy::{Call, Entry, Fault, Proxy, Rule};
-use crate::harness::text;
+use crate::harness::{Operated, text};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::process::{Child, Stdio};

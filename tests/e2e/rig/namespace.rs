@@ -55,7 +55,7 @@ impl Namespace {
              ip address add {HOME}/32 dev lo
              ip address add {METADATA}/32 dev lo
              ip route add default dev {BRIDGE}
-             ip route add blackhole 10.244.0.0/16
+             ip route add blackhole 10.244.0.0/14
              echo 1 >/proc/sys/net/ipv4/ip_forward"
         ));
         // Public addresses lead to private ones, as a cloud's gateway does it; and a cloud's network carries no pods' addresses.
@@ -69,7 +69,7 @@ impl Namespace {
                chain out { type nat hook postrouting priority 100; ct status dnat masquerade; }
              }
              table bridge rig {
-               chain between { type filter hook forward priority 0; ip saddr 10.244.0.0/16 drop; ip daddr 10.244.0.0/16 drop; }
+               chain between { type filter hook forward priority 0; ip saddr 10.244.0.0/14 drop; ip daddr 10.244.0.0/14 drop; }
              }",
         );
     }

@@ -1,9 +1,9 @@
 //! Somebody with kprov, a blueprint and an emulated cloud's credentials: the real binary, run inside the rig's namespace.
 
 use super::namespace::Namespace;
-use crate::harness::{binary, text};
+use crate::harness::{Operated, binary, show_logs_of_a_failure};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
 
 /// What the example calls its cluster.
 pub const SHOP: &str = "shop";
@@ -42,10 +42,6 @@ impl Operator {
         path
     }
 
-    pub fn command(&self) -> Command {
-        self.program(&binary())
-    }
-
     /// Any program with nothing but this operator's environment.
     pub fn program(&self, program: &Path) -> Command {
         let mut command = self.namespace.command_outside(program);
@@ -56,41 +52,25 @@ impl Operator {
         command
     }
 
-    pub fn kprov(&self, arguments: &[&str]) -> Output {
-        self.command().args(arguments).output().expect("kprov starts")
-    }
-
-    /// Runs and must succeed; its stdout.
-    pub fn ok(&self, arguments: &[&str]) -> String {
-        let output = self.kprov(arguments);
-        assert!(output.status.success(), "kprov {arguments:?} failed ({}):\n{}\n{}", output.status, text(&output), self.logs());
-        String::from_utf8_lossy(&output.stdout).into_owned()
-    }
-
     pub fn kubeconfig(&self) -> PathBuf {
         self.path("home").join("clusters").join(self.provider).join(self.name).join("kubeconfig")
     }
+}
 
-    pub fn kubectl(&self, arguments: &[&str]) -> Output {
+impl Operated for Operator {
+    fn command(&self) -> Command {
+        self.program(&binary())
+    }
+
+    fn kubectl_command(&self) -> Command {
         let mut command = self.namespace.command("kubectl");
-        command.env("HOME", self.folder.path()).arg("--kubeconfig").arg(self.kubeconfig()).args(arguments);
-        command.output().expect("kubectl starts")
+        command.env("HOME", self.folder.path()).arg("--kubeconfig").arg(self.kubeconfig());
+        command
     }
+}
 
-    pub fn kubectl_ok(&self, arguments: &[&str]) -> String {
-        let output = self.kubectl(arguments);
-        assert!(output.status.success(), "kubectl {arguments:?} failed ({}):\n{}", output.status, text(&output));
-        String::from_utf8_lossy(&output.stdout).into_owned()
-    }
-
-    /// Ends of the logs that kprov has written.
-    pub fn logs(&self) -> String {
-        let entries = std::fs::read_dir(self.path("home/log")).into_iter().flatten().flatten();
-        let tail = |path: PathBuf| {
-            let log = std::fs::read_to_string(&path).unwrap_or_default();
-            let lines: Vec<&str> = log.lines().rev().take(40).collect();
-            format!("--- {}\n{}\n", path.display(), lines.into_iter().rev().collect::<Vec<_>>().join("\n"))
-        };
-        entries.map(|entry| tail(entry.path())).collect()
+impl Drop for Operator {
+    fn drop(&mut self) {
+        show_logs_of_a_failure(&self.path("home"));
     }
 }

@@ -5,16 +5,11 @@ mod networks;
 mod shares;
 mod ways;
 
-use crate::harness::{Operated, text};
+use crate::harness::{Operated, json, text, until, within_a_minute};
 use crate::rig::hosts::Hosts;
 use kprov::engine::Cluster;
 use kprov::providers::ssh::Machines;
 use kprov::providers::{Provider, conformance};
-use serde_json::Value;
-
-fn json(text: &str) -> Value {
-    serde_json::from_str(text).unwrap_or_else(|error| panic!("not JSON ({error}): {text}"))
-}
 
 /// Line by line, so that a failure names what is too much or missing.
 fn assert_same(before: &[String], after: &[String]) {
@@ -30,7 +25,7 @@ fn assert_same(before: &[String], after: &[String]) {
 /// For a host that the loop inside gives back: it looks at the free ones now and then, and a look is a process there.
 fn assert_becomes_same(hosts: &Hosts, host: &str, before: String) {
     let mut after = String::new();
-    let same = hosts.comes_to_be(|| {
+    let same = within_a_minute(|| {
         after = hosts.inventory(host);
         after == before
     });
@@ -64,7 +59,7 @@ fn the_shop_is_served_from_own_machines_and_they_are_left_as_they_were() {
     for host in ["host-11", "host-12", "host-13"] {
         // What a pod writes on one machine is read on all.
         let files = || String::from_utf8_lossy(&hosts.machines.inside(host, "ls /var/lib/kprov/filesystems/media/*").stdout).into_owned();
-        hosts.until(|| files().matches(".replica").count() == 3);
+        until("what a pod writes on one machine is read on all", || files().matches(".replica").count() == 3);
     }
     let nodes = hosts.kubectl_ok(&["get", "nodes", "--no-headers"]);
     assert_eq!(nodes.lines().filter(|line| line.contains(" Ready ")).count(), 3, "{nodes}");
@@ -100,7 +95,7 @@ fn the_loop_inside_claims_a_host_that_was_listed_later_and_gives_it_back() {
     assert_eq!(nodes.lines().filter(|line| line.contains(" Ready ")).count(), 3, "{nodes}");
     let file = hosts.example(1, "");
     hosts.ok(&["up", file.to_str().expect("path"), "--yes"]);
-    hosts.until(|| !hosts.kubectl(&["get", "node/worker-2"]).status.success());
+    until("worker-2 is no node", || !hosts.kubectl(&["get", "node/worker-2"]).status.success());
     assert_becomes_same(&hosts, "host-53", before);
     hosts.ok(&["down", file.to_str().expect("path"), "--yes"]);
 }
@@ -266,11 +261,11 @@ fn a_host_that_died_keeps_its_machine_until_it_is_taken_out_of_the_list() {
 
     // The loop inside tries in vain to mend what ran there, and leaves it when something else is wanted.
     let doing = ["get", "blueprint", &hosts.name, "-o", "jsonpath={.status.doing}"];
-    hosts.until(|| hosts.kubectl_ok(&doing).contains("host/worker-1"));
+    until("the loop mends worker-1", || hosts.kubectl_ok(&doing).contains("host/worker-1"));
     hosts.unlist("host-12");
     let file = hosts.example(1, "");
     let file = file.to_str().expect("path");
     hosts.ok(&["up", file, "--yes", "--timeout", "60"]);
-    hosts.until(|| hosts.ok(&["status", &hosts.name, "-o", "json"]).contains("\"10.99.0.13\""));
+    until("the status names the host", || hosts.ok(&["status", &hosts.name, "-o", "json"]).contains("\"10.99.0.13\""));
     hosts.ok(&["down", file, "--yes"]);
 }

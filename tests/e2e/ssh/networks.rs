@@ -1,7 +1,7 @@
 //! Machines with a router between them.
 
-use super::{assert_same, json};
-use crate::harness::Operated;
+use super::assert_same;
+use crate::harness::{Operated, json, until};
 use crate::rig::hosts::Hosts;
 
 #[test]
@@ -19,20 +19,24 @@ fn machines_beyond_a_router_serve_too_and_an_address_stays_on_its_own_link() {
 
     // Pods everywhere: now and then an answer comes from beyond the router.
     hosts.kubectl_ok(&["scale", "deployment/web", "-n", "shop", "--replicas=0"]);
-    hosts.until(|| hosts.kubectl_ok(&["get", "pods", "-n", "shop", "-o", "name"]).is_empty());
+    until("no pod of the shop is left", || hosts.kubectl_ok(&["get", "pods", "-n", "shop", "-o", "name"]).is_empty());
     hosts.kubectl_ok(&["scale", "deployment/web", "-n", "shop", "--replicas=3"]);
     hosts.kubectl_ok(&["rollout", "status", "deployment/web", "-n", "shop", "--timeout=60s"]);
     let names = hosts.kubectl_ok(&["get", "pods", "-n", "shop", "-o", "jsonpath={range .items[*]}{.metadata.name}={.spec.nodeName} {end}"]);
     let beyond = names.split(' ').find_map(|pod| pod.strip_suffix("=worker-3")).unwrap_or_else(|| panic!("no pod is there: {names}"));
-    hosts.until(|| hosts.http_get("10.99.0.200:80", "/").is_ok_and(|answer| answer.contains(&format!("Hello from {beyond}"))));
+    until("a pod beyond the router answers", || {
+        hosts.http_get("10.99.0.200:80", "/").is_ok_and(|answer| answer.contains(&format!("Hello from {beyond}")))
+    });
     let files = "ls /var/lib/kprov/filesystems/media/*";
-    hosts.until(|| String::from_utf8_lossy(&hosts.machines.inside("host-94", files).stdout).matches(".replica").count() == 3);
+    until("pods beyond the router write to the share", || {
+        String::from_utf8_lossy(&hosts.machines.inside("host-94", files).stdout).matches(".replica").count() == 3
+    });
 
     let has = |host: &str| hosts.has_address(host, "10.99.0.200");
     let (holder, other) = if has("host-92") { ("host-92", "host-93") } else { ("host-93", "host-92") };
     assert!(has(holder) && !has("host-94"));
     hosts.signal_agent(holder, "STOP");
-    hosts.until(|| has(other));
+    until("the other host on the link takes the address", || has(other));
     assert!(!has("host-94"), "nobody hears it beyond the router");
     hosts.signal_agent(holder, "CONT");
     hosts.ok(&["down", file, "--yes"]);

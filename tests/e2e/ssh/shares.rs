@@ -1,7 +1,7 @@
 //! A folder of one machine, mounted by all of them and by nobody else.
 
 use super::assert_same;
-use crate::harness::Operated;
+use crate::harness::{Operated, until};
 use crate::rig::hosts::Hosts;
 
 /// The NFS server's own table.
@@ -30,7 +30,7 @@ fn a_host_that_exports_folders_of_its_own_keeps_them_beside_the_clusters() {
     // What somebody takes away, the loop inside brings back.
     let folder = both.lines().find_map(|line| line.split(' ').next().filter(|folder| folder.contains("kprov"))).expect("our folder");
     hosts.machines.inside("host-82", &format!("exportfs -u 10.99.0.81:{folder}"));
-    hosts.until(|| exported(&hosts, "host-82").contains("10.99.0.81("));
+    until("it is exported to the other", || exported(&hosts, "host-82").contains("10.99.0.81("));
 
     hosts.ok(&["down", file, "--yes"]);
     assert_eq!(exported(&hosts, "host-82"), theirs);
@@ -53,14 +53,14 @@ fn machines_mount_it_as_they_come_and_may_no_more_when_they_are_gone() {
     hosts.ok(&["up", file.to_str().expect("path"), "--yes"]);
     assert_eq!(clients(&hosts), 3);
     let mounts = |host: &str| String::from_utf8_lossy(&hosts.machines.inside(host, "cat /var/log/mount.nfs4.log").stdout).into_owned();
-    hosts.until(|| mounts("host-86").starts_with("10.99.0.84:/var/lib/kprov-filesystems/"));
+    until("the new machine mounts it", || mounts("host-86").starts_with("10.99.0.84:/var/lib/kprov-filesystems/"));
     assert_eq!(mounts("host-84"), "", "the machine that keeps it has it without NFS");
 
     std::fs::remove_dir_all(hosts.home()).expect("the state is lost");
     let file = hosts.example(1, "");
     let file = file.to_str().expect("path");
     hosts.ok(&["up", file, "--yes"]);
-    hosts.until(|| clients(&hosts) == 2 && hosts.inventory("host-86") == third);
+    until("the host is as before", || clients(&hosts) == 2 && hosts.inventory("host-86") == third);
     hosts.ok(&["down", file, "--yes"]);
     assert_same(&before, &hosts.inventories()[..2]);
 }

@@ -76,6 +76,28 @@ pub fn node_ports(
     (made, missing)
 }
 
+/// Services of listeners that the blueprint no longer has, or wants at another node port: they go before others come, because a node port
+/// is one Service's. Those whose target is not there stay.
+pub fn outdated(blueprint: &str, spec: &Spec, services: &[Arc<Service>]) -> Vec<Arc<Service>> {
+    let wanted: BTreeMap<(&str, String), u16> = spec
+        .node_ports()
+        .filter_map(|(balancer, listener, node_port)| {
+            Some(((listener.service.split_once('/')?.0, name_of(&balancer.name, listener.port)), node_port))
+        })
+        .collect();
+    let holds = |service: &Service, node_port: u16| {
+        let ports = service.spec.as_ref().and_then(|spec| spec.ports.as_ref());
+        ports.into_iter().flatten().all(|port| port.node_port == Some(i32::from(node_port)))
+    };
+    let ours = |service: &&Arc<Service>| {
+        service.label(BLUEPRINT) == Some(blueprint) && service.label(LOAD_BALANCER).is_some() && !service.deleting()
+    };
+    let is_right = |service: &Service| {
+        wanted.get(&(service.namespace(), service.name().to_string())).is_some_and(|node_port| holds(service, *node_port))
+    };
+    services.iter().filter(ours).filter(|service| !is_right(service)).cloned().collect()
+}
+
 fn node_port_of(port: &ServicePort, node_port: u16) -> Value {
     let mut copied =
         json!({"name": "listener", "port": port.port, "protocol": port.protocol.as_deref().unwrap_or("TCP"), "nodePort": node_port});
@@ -92,6 +114,33 @@ fn name_of(balancer: &str, port: u16) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_listeners_service_goes_when_its_node_port_is_anothers_now() {
+        let spec = |listeners: Value| -> Spec {
+            serde_json::from_value(json!({"provider": "local", "machines": [], "loadBalancers": [{"name": "web", "listeners": listeners}]}))
+                .unwrap()
+        };
+        let held = |name: &str, node_port: u16| -> Arc<Service> {
+            let labels = json!({BLUEPRINT: "shop", LOAD_BALANCER: "web"});
+            let metadata = json!({"name": name, "namespace": "shop", "labels": labels});
+            Arc::new(
+                serde_json::from_value(json!({"metadata": metadata, "spec": {"ports": [{"port": 80, "nodePort": node_port}]}})).unwrap(),
+            )
+        };
+        let there = [held("kprov-web-80", 32000), held("kprov-web-443", 32001)];
+        let check = |listeners: Value, expected: &[&str]| {
+            let gone = outdated("shop", &spec(listeners), &there);
+            assert_eq!(gone.iter().map(|service| service.name()).collect::<Vec<_>>(), expected);
+        };
+        let (http, tls) = (json!({"port": 80, "service": "shop/web"}), json!({"port": 443, "service": "shop/web"}));
+        check(json!([http, tls]), &[]);
+        check(json!([http]), &["kprov-web-443"]);
+        check(json!([tls]), &["kprov-web-80", "kprov-web-443"]);
+        check(json!([tls, http]), &["kprov-web-80", "kprov-web-443"]);
+        check(json!([{"port": 81, "service": "shop/web"}, tls]), &["kprov-web-80"]);
+        assert!(outdated("other", &spec(json!([])), &there).is_empty(), "another blueprint's are not ours");
+    }
 
     #[test]
     fn a_listener_becomes_a_node_port_with_the_targets_selector() {

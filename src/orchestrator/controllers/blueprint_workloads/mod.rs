@@ -11,14 +11,18 @@ use crate::error::Error;
 use crate::orchestrator::api::kinds::KindRow;
 use crate::orchestrator::client::blueprint::BlueprintObject;
 use crate::orchestrator::client::events::{Recorder, Subject};
-use crate::orchestrator::client::{Change, Client, Delete, Key, Object, Patch, Queue, Selector};
+use crate::orchestrator::client::{Change, Client, Delete, Key, Object, Patch, Queue, Selector, path};
 use apply::Place;
-use derived::{BLUEPRINT, node_ports, storage_class};
+use derived::{BLUEPRINT, LOAD_BALANCER, node_ports, outdated, storage_class};
+use k8s_openapi::api::core::v1::Service;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
+
+/// How long after an object went it is made again: whoever deletes one (kubectl, with a list and then a watch) gets to see that it is gone.
+const REMAKE: Duration = Duration::from_secs(1);
 
 struct Workloads {
     client: Client,
@@ -40,19 +44,19 @@ pub fn start(context: &Context, informers: &Informers, recorder: Recorder) {
         // Listeners follow their service's selector and ports.
         let (queue, this) = (queue.clone(), this.clone());
         each(&context.cancel, informers.services.changes(), move |change| {
-            this.vanished(&queue, &change);
-            let spec =
-                |service: &Option<Arc<_>>| service.as_ref().map(|service: &Arc<k8s_openapi::api::core::v1::Service>| service.spec.clone());
+            this.vanished(&queue, "Service", &change);
+            let spec = |service: &Option<Arc<_>>| service.as_ref().map(|service: &Arc<Service>| service.spec.clone());
             if spec(&change.old) != spec(&change.new) {
-                this.informers.blueprints.list().iter().for_each(|blueprint| queue.add(Key::of(&**blueprint)));
+                let pause = if change.new.is_none() { REMAKE } else { Duration::ZERO };
+                this.informers.blueprints.list().iter().for_each(|blueprint| queue.add_after(Key::of(&**blueprint), pause));
             }
         });
     }
-    watch(context, &this, &queue, informers.namespaces.changes());
-    watch(context, &this, &queue, informers.deployments.changes());
-    watch(context, &this, &queue, informers.daemon_sets.changes());
-    watch(context, &this, &queue, informers.claims.changes());
-    watch(context, &this, &queue, informers.storage_classes.changes());
+    watch(context, &this, &queue, "Namespace", informers.namespaces.changes());
+    watch(context, &this, &queue, "Deployment", informers.deployments.changes());
+    watch(context, &this, &queue, "DaemonSet", informers.daemon_sets.changes());
+    watch(context, &this, &queue, "PersistentVolumeClaim", informers.claims.changes());
+    watch(context, &this, &queue, "StorageClass", informers.storage_classes.changes());
     work(context, informers, queue, 1, move |key| {
         let this = this.clone();
         async move { this.sync(key).await }
@@ -63,30 +67,40 @@ fn watch<K: Object>(
     context: &Context,
     this: &Arc<Workloads>,
     queue: &Queue<Key>,
+    kind: &'static str,
     changes: tokio::sync::mpsc::UnboundedReceiver<Change<K>>,
 ) {
     let (this, queue) = (this.clone(), queue.clone());
-    each(&context.cancel, changes, move |change| this.vanished(&queue, &change));
+    each(&context.cancel, changes, move |change| this.vanished(&queue, kind, &change));
 }
 
 impl Workloads {
-    /// An object of a blueprint is gone: look at that blueprint's workloads afresh.
-    fn vanished<K: Object>(&self, queue: &Queue<Key>, change: &Change<K>) {
-        let owner = change.old.as_ref().filter(|_| change.new.is_none()).and_then(|old| old.label(BLUEPRINT).map(str::to_string));
-        if let Some(owner) = owner {
+    /// An object of a blueprint is gone, or no longer marked as its: look at that blueprint's workloads afresh.
+    fn vanished<K: Object>(&self, queue: &Queue<Key>, kind: &str, change: &Change<K>) {
+        let Some(old) = &change.old else { return };
+        let mark = |object: &K| object.label(BLUEPRINT).map(str::to_string);
+        let marked = mark(old).filter(|mark_before| change.new.as_ref().and_then(|new| mark(new)).as_ref() != Some(mark_before));
+        // Somebody may have taken the mark away before the object went.
+        let named = |blueprint: &Arc<BlueprintObject>| {
+            let named = change.new.is_none() && blueprint.spec.workloads.iter().any(|wanted| is_wish_for(wanted, kind, &**old));
+            named.then(|| blueprint.name().to_string())
+        };
+        for owner in marked.into_iter().chain(self.informers.blueprints.list().iter().filter_map(named)) {
             self.done.lock().remove(&owner);
-            queue.add(Key::new("", owner));
+            queue.add_after(Key::new("", owner), REMAKE);
         }
     }
 
     async fn sync(&self, key: Key) -> Result<Option<Duration>, Error> {
         let Some(blueprint) = self.informers.blueprints.get_key(&key).filter(|blueprint| !blueprint.deleting()) else { return Ok(None) };
         let mark = (blueprint.uid().to_string(), blueprint.metadata.generation.unwrap_or(0));
-        let whole = self.done.lock().get(&key.name) != Some(&mark);
-
         let services = &self.informers.services;
         let (ports, missing) =
             node_ports(&key.name, &blueprint.spec, &delivered(&blueprint), |namespace, name| services.get(namespace, name));
+        let whole = !missing.is_empty() || self.done.lock().get(&key.name) != Some(&mark);
+        for service in outdated(&key.name, &blueprint.spec, &services.list()) {
+            self.remove(&path::<Service>(service.namespace(), service.name(), ""), service.uid()).await?;
+        }
         // What the API refuses stays refused until somebody changes it; everything else may pass.
         let (mut refused, mut troubles) = (Vec::new(), Vec::new());
         let mut objects: BTreeMap<Place, (Value, &'static KindRow)> = BTreeMap::new();
@@ -100,7 +114,9 @@ impl Workloads {
         }
         for (place, (object, row)) in &objects {
             if let Err(failure) = apply::apply(&self.client, object, place, row).await {
-                let told = if failure.is_invalid() { &mut refused } else { &mut troubles };
+                // What is derived is nobody's manifest to change.
+                let for_good = failure.is_invalid() && object["metadata"]["labels"][LOAD_BALANCER].is_null();
+                let told = if for_good { &mut refused } else { &mut troubles };
                 told.push(format!("{}: {failure}", place.shown()));
             }
         }
@@ -134,13 +150,18 @@ impl Workloads {
                     continue;
                 }
                 tracing::info!(%path, blueprint, "no longer in the blueprint: removed");
-                match self.client.delete_value(&path, &Delete::uid(uid)).await {
-                    Err(failure) if !failure.is_conflict() => return Err(failure.into()),
-                    _ => {}
-                }
+                self.remove(&path, uid).await?;
             }
         }
         Ok(())
+    }
+
+    /// This very object; another that has its name by now stays.
+    async fn remove(&self, path: &str, uid: &str) -> Result<(), Error> {
+        match self.client.delete_value(path, &Delete::uid(uid)).await {
+            Err(failure) if !failure.is_conflict() => Err(failure.into()),
+            _ => Ok(()),
+        }
     }
 
     /// `status.workloads` of the Blueprint: the infrastructure loop writes the rest of the status.
@@ -157,6 +178,12 @@ impl Workloads {
             outcome => Ok(outcome.map(drop)?),
         }
     }
+}
+
+/// Whether the blueprint's wish is for this object of this kind.
+fn is_wish_for(wanted: &Value, kind: &str, object: &impl Object) -> bool {
+    let (name, namespace) = (&wanted["metadata"]["name"], wanted["metadata"]["namespace"].as_str().unwrap_or("default"));
+    wanted["kind"] == kind && name == object.name() && (object.namespace().is_empty() || namespace == object.namespace())
 }
 
 /// What the infrastructure loop says of load balancers whose packets keep their address on the way.

@@ -55,12 +55,6 @@ impl LabelSelector {
         }
         Ok(Some(LabelSelector { requirements }))
     }
-    /// From a plain map, as in a Service's `spec.selector`.
-    pub fn from_map(labels: &Value) -> LabelSelector {
-        let equal =
-            |(key, value): (&String, &Value)| Some(Requirement { key: key.clone(), test: Test::In(vec![value.as_str()?.to_string()]) });
-        LabelSelector { requirements: labels.as_object().into_iter().flatten().filter_map(equal).collect() }
-    }
     pub fn is_empty(&self) -> bool {
         self.requirements.is_empty()
     }

@@ -17,18 +17,6 @@ pub enum IncludeObject {
     Object,
 }
 
-impl IncludeObject {
-    /// From the parameter's value; nothing for values that are none of the three.
-    pub fn from_parameter(value: &str) -> Option<IncludeObject> {
-        match value {
-            "" | "Metadata" => Some(IncludeObject::Metadata),
-            "None" => Some(IncludeObject::None),
-            "Object" => Some(IncludeObject::Object),
-            _ => None,
-        }
-    }
-}
-
 /// A name, a type, and whether only `-o wide` shows it.
 struct Column(&'static str, &'static str, bool);
 
