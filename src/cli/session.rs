@@ -228,12 +228,33 @@ impl Session {
     pub async fn writer(&mut self) -> Result<(Writer, bool)> {
         let writer = handoff::take(self.provider.epochs(), Wish::Act, &owner()).await?;
         let is_first = matches!(&writer, Writer::Us(epoch) if epoch.epoch == 1);
+        if is_first {
+            self.give_way().await?;
+        }
         let adopted = !is_first && self.adopt_trust().await?;
         let writer = match writer {
             Writer::Inside(_) if !self.loop_works().await? => handoff::take(self.provider.epochs(), Wish::Seize, &owner()).await?,
             writer => writer,
         };
         Ok((writer, adopted))
+    }
+
+    /// Two that begin at one moment, each with a new cluster in mind, would make two of one name. Each has written down that it is its own
+    /// cluster's writer before it looks, so one of them sees the other at least; whoever does leaves nothing and says so.
+    async fn give_way(&mut self) -> Result<()> {
+        let name = &self.cluster.name;
+        let others = providers::clusters(&self.settings).await?;
+        if !others.iter().any(|other| other.name == *name && other.uid != self.cluster.uid) {
+            return Ok(());
+        }
+        let error = Error::conflict(format!("could not go on: another kprov up has just begun a cluster called {name}"))
+            .hint("run the same command again: it goes on with the cluster that is there");
+        // There is nothing of ours but the word of who writes.
+        let left = self.provider.leftovers().await;
+        if let Some(state) = self.state.take().filter(|_| left.is_empty()) {
+            state.remove()?;
+        }
+        Err(if left.is_empty() { error } else { error.because(format!("still there: {}", left.join(", "))) })
     }
 
     /// Raises the epoch to this command's own: whoever acted before is refused from now on.

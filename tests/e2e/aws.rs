@@ -157,16 +157,17 @@ fn a_lost_state_folder_costs_nothing_at_any_stage() {
     let list = |operator: &Operator| operator.command().env("AWS_REGION", REGION).args(["list", "--provider", "aws"]).output();
     let listed = text(&list(&operator).expect("kprov starts"));
     assert!(listed.contains("shop") && listed.contains("exists"), "{listed}");
-    // Machines are there, and nothing is installed on them.
+    // Machines are there: the workers, and the control plane's where its young profile was known soon enough.
     up_killed_at(&rig, &operator, &file, "CreateTargetGroup", Fault::HoldAfter);
     let machines = instances(&rig);
-    assert_eq!(machines.len(), 3);
+    assert!(machines.len() >= 2, "{machines:?}");
     lose_state(&operator);
     let plan = operator.ok(&["plan", &file]);
     assert!(!plan.contains("machine/control-1 ") || !plan.contains("create machine/"), "{plan}");
     let up = json(&operator.ok(&["up", &file, "--yes", "-o", "json"]));
     serves(&operator, &up);
-    assert_eq!(instances(&rig), machines, "the machines that are there are used");
+    let all = instances(&rig);
+    assert!(all.len() == 3 && machines.iter().all(|one| all.contains(one)), "the machines that are there are used: {machines:?} {all:?}");
     // Everything is there: nothing to do, and the keys come back.
     lose_state(&operator);
     let plan = operator.kprov(&["plan", &file, "--exit-code"]);

@@ -97,7 +97,7 @@ impl Story {
         if taken { Story::new("shop") } else { Story::called("shop".into()) }
     }
 
-    fn called(name: String) -> Story {
+    pub fn called(name: String) -> Story {
         require_root();
         let folder = tempfile::Builder::new().prefix("kprov-e2e-").tempdir().expect("a folder for the story");
         Story { name, folder }

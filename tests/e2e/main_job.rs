@@ -189,6 +189,28 @@ fn with_the_state_folder_lost_plan_up_and_down_still_do_the_right_thing() {
 }
 
 #[test]
+fn two_laptops_that_begin_at_one_moment_make_one_cluster() {
+    let name = format!("twins-{}", std::process::id());
+    let stories = [0, 1].map(|_| Story::called(name.clone()));
+    let up = |story: &Story| story.kprov(&["up", story.example().to_str().expect("path"), "--yes"]);
+    let ended =
+        std::thread::scope(|scope| stories.each_ref().map(|story| scope.spawn(move || up(story))).map(|one| one.join().expect("kprov")));
+    for output in &ended {
+        assert!(matches!(output.status.code(), Some(0 | 6)), "{}\n{}", text(&ended[0]), text(&ended[1]));
+    }
+    // Whoever gave way goes on with the cluster that is there; when both did, the first of these begins it.
+    for story in &stories {
+        let again = up(story);
+        assert!(again.status.success(), "{}", text(&again));
+    }
+    let there = kprov::providers::local::clusters().expect("this host is readable");
+    assert_eq!(there.iter().filter(|cluster| cluster.name == name).count(), 1, "{there:?}");
+    let cluster = stories[0].cluster();
+    stories[0].ok(&["down", &name, "--yes"]);
+    assert_gone(&cluster);
+}
+
+#[test]
 fn two_clusters_side_by_side_do_not_disturb_each_other() {
     let (one, other) = (Story::new("one"), Story::new("other"));
     let up = |story: &Story| json(&story.ok(&["up", story.example().to_str().expect("path"), "--yes", "-o", "json"]));
