@@ -2,7 +2,7 @@
 
 use super::check;
 use super::diagnostic::{Problem, Problems};
-use super::manifests::{self, Judge, Object};
+use super::manifests::{self, Judge, Object, unjudged};
 use super::schema::{self, Blueprint};
 use super::structure::{self, Report};
 use super::tree::{self, Data, Node, Place};
@@ -82,7 +82,7 @@ pub fn from_path(path: &Path, judge: Judge<'_>) -> Result<Loaded, Problems> {
 
 /// The same with the text at hand, and manifests judged by nobody; they and images are looked for beside `file`.
 pub fn from_text(text: &str, file: &Path, files: &dyn Files) -> Result<Loaded, Problems> {
-    judged(text, file, files, &|_| Vec::new())
+    judged(text, file, files, &unjudged)
 }
 
 fn judged(text: &str, file: &Path, files: &dyn Files, judge: Judge<'_>) -> Result<Loaded, Problems> {
@@ -177,7 +177,7 @@ fn workloads(tree: &Node, sink: &mut Sink<'_>, beside: Option<&Beside<'_>>, othe
         match (&item.data, beside) {
             (Data::Map(_), beside) => {
                 // What is an object of the cluster already is judged there.
-                let judge: Judge<'_> = beside.map_or(&|_| Vec::new(), |beside| beside.judge);
+                let judge: Judge<'_> = beside.map_or(&unjudged, |beside| beside.judge);
                 manifests::collect(item, &sink.file.clone(), &path, judge, &mut objects, sink);
             }
             (Data::Text(name), Some(beside)) => match manifest_files(beside, name) {

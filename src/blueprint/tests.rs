@@ -3,8 +3,9 @@
 pub(super) mod damage;
 
 use super::load::{Entry, Files, Loaded, from_object, from_path, from_text};
-use super::manifests::Finding;
+use super::manifests::unjudged;
 use super::{Problems, starter};
+use crate::orchestrator::api::kinds::refusals;
 use proptest::prelude::*;
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -101,11 +102,6 @@ fn machines(lines: &str) -> String {
     format!("{head}{lines}")
 }
 
-fn judged_by_the_api(object: &serde_json::Value) -> Vec<Finding> {
-    let refusals = crate::orchestrator::api::kinds::refusals(object);
-    refusals.into_iter().map(|(field, message)| Finding { field, message }).collect()
-}
-
 #[test]
 fn what_the_cluster_would_refuse_is_told_where_it_stands() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -114,7 +110,7 @@ fn what_the_cluster_would_refuse_is_told_where_it_stands() {
     let inline = "    - {apiVersion: apps/v1, kind: StatefulSet, metadata: {name: db}}\n    - web.yaml\n";
     let file = folder.path().join("blueprint.yaml");
     std::fs::write(&file, format!("{GOOD}  workloads:\n{inline}")).expect("written");
-    let problems = from_path(&file, &judged_by_the_api).expect_err("refused").0;
+    let problems = from_path(&file, &refusals).expect_err("refused").0;
     let told: Vec<_> =
         problems.iter().map(|problem| (problem.line, problem.column, problem.path.as_str(), problem.message.as_str())).collect();
     assert_eq!(
@@ -134,7 +130,7 @@ fn examples_and_the_starter_load_without_problems() {
     for entry in std::fs::read_dir(&folder).expect("blueprints/ is there") {
         let path = entry.expect("readable").path();
         if std::fs::read_to_string(&path).expect("text").contains("kind: Blueprint") {
-            let loaded = from_path(&path, &judged_by_the_api).unwrap_or_else(|problems| panic!("{problems}"));
+            let loaded = from_path(&path, &refusals).unwrap_or_else(|problems| panic!("{problems}"));
             assert_eq!(loaded.warnings, Vec::<String>::new());
             blueprints += 1;
         }
@@ -375,7 +371,7 @@ fn an_object_of_the_cluster_is_checked_the_same_way() {
 #[test]
 fn missing_and_strange_files_are_refused() {
     let folder = tempfile::tempdir().expect("a folder");
-    let message = |path: &Path| from_path(path, &|_| Vec::new()).expect_err("refused").0[0].message.clone();
+    let message = |path: &Path| from_path(path, &unjudged).expect_err("refused").0[0].message.clone();
     assert_eq!(message(&folder.path().join("none.yaml")), "there is no such file");
     assert_eq!(message(folder.path()), "this is a folder, not a file");
     assert_eq!(message(Path::new("/dev/zero")), "this is not a regular file");

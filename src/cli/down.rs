@@ -5,6 +5,7 @@ use super::session::Session;
 use super::state::{self, Named};
 use super::{logging, terminal, up};
 use crate::blueprint::ProviderName;
+use crate::blueprint::manifests::unjudged;
 use crate::error::{Error, Kind, Result};
 use crate::providers::Settings;
 use serde_json::json;
@@ -15,7 +16,7 @@ use tokio::time::Instant;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The cluster's name, or its blueprint
+    /// The cluster's name (its uid, where two have one name), or its blueprint
     #[arg(value_name = "FILE|NAME")]
     target: String,
     /// With a name: its provider, where clusters of this name are on several or its state is lost
@@ -82,7 +83,7 @@ async fn prove(session: &Session) -> Result<()> {
 async fn target(args: &Args) -> Result<Option<(String, Settings)>> {
     let text = &args.target;
     if Path::new(text).is_file() {
-        let loaded = terminal::read_blueprint(Path::new(text), &|_| Vec::new());
+        let loaded = terminal::read_blueprint(Path::new(text), &unjudged);
         return Ok(loaded.map(|loaded| (loaded.blueprint.metadata.name.clone(), Settings::of(&loaded.blueprint))));
     }
     let record = Named { name: text.clone(), provider: args.provider }.find().await?;

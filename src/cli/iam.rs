@@ -3,6 +3,7 @@
 use super::state::{self, Record};
 use super::terminal;
 use crate::blueprint::ProviderName;
+use crate::blueprint::manifests::unjudged;
 use crate::blueprint::providers::Aws as Section;
 use crate::engine::Cluster;
 use crate::error::{Error, Result};
@@ -30,7 +31,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let (name, settings) = match &args.cluster {
         None => (None, Settings::plain(ProviderName::Aws)),
         Some(file) if Path::new(file).is_file() => {
-            let Some(loaded) = terminal::read_blueprint(Path::new(file), &|_| Vec::new()) else { return Ok(terminal::bad_input()) };
+            let Some(loaded) = terminal::read_blueprint(Path::new(file), &unjudged) else { return Ok(terminal::bad_input()) };
             // Its own section counts, whatever its provider line says today.
             let provider = ProviderName::Aws;
             let mut blueprint = loaded.blueprint;

@@ -3,6 +3,7 @@
 use super::session::Session;
 use super::{logging, terminal, up};
 use crate::error::Result;
+use crate::orchestrator::api::kinds::refusals;
 use crate::providers::Settings;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -20,7 +21,7 @@ pub struct Args {
 }
 
 pub async fn run(args: &Args) -> Result<ExitCode> {
-    let Some(loaded) = terminal::read_blueprint(&args.file, &terminal::refused_by_the_api) else { return Ok(terminal::bad_input()) };
+    let Some(loaded) = terminal::read_blueprint(&args.file, &refusals) else { return Ok(terminal::bad_input()) };
     let name = &loaded.blueprint.metadata.name;
     logging::to_file("plan", name)?;
     let mut session = Session::open(name, Settings::of(&loaded.blueprint)).await?;

@@ -2,9 +2,8 @@
 
 use crate::blueprint::diagnostic::Problems;
 use crate::blueprint::load::{self, Loaded};
-use crate::blueprint::manifests::{Finding, Judge};
+use crate::blueprint::manifests::Judge;
 use crate::error::{Context, Error, Kind, Result};
-use crate::orchestrator::api::kinds::refusals;
 use serde::Serialize;
 use std::fmt::Display;
 use std::io::{BufRead, IsTerminal, Write};
@@ -67,11 +66,6 @@ pub fn print_error(error: &Error) {
 /// Every mistake with its place, then how many there were.
 pub fn print_problems(problems: &Problems) {
     talk(problems.to_string().trim_end());
-}
-
-/// A manifest's mistakes are told before there is any machine, by the rules of the API that will take it.
-pub fn refused_by_the_api(object: &serde_json::Value) -> Vec<Finding> {
-    refusals(object).into_iter().map(|(field, message)| Finding { field, message }).collect()
 }
 
 /// A blueprint that can be acted on, its warnings said; or `None` after every mistake in it was.

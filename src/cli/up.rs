@@ -18,6 +18,7 @@ use crate::blueprint::load::Loaded;
 use crate::engine::handoff::Writer;
 use crate::engine::{Observed, Verb, plan::Plan};
 use crate::error::{Error, Kind, Result};
+use crate::orchestrator::api::kinds::refusals;
 use crate::orchestrator::client::Client;
 use crate::providers::Settings;
 use crate::providers::resources::{FILESYSTEM, LOAD_BALANCER, served_at};
@@ -43,7 +44,7 @@ pub struct Args {
 }
 
 pub async fn run(args: &Args) -> Result<ExitCode> {
-    let Some(loaded) = terminal::read_blueprint(&args.file, &terminal::refused_by_the_api) else { return Ok(terminal::bad_input()) };
+    let Some(loaded) = terminal::read_blueprint(&args.file, &refusals) else { return Ok(terminal::bad_input()) };
     let name = loaded.blueprint.metadata.name.clone();
     logging::to_file("up", &name)?;
     let mut session = Session::open(&name, Settings::of(&loaded.blueprint)).await?;

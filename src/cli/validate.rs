@@ -4,6 +4,7 @@ use super::terminal;
 use crate::blueprint::counted;
 use crate::blueprint::load;
 use crate::error::{Kind, Result};
+use crate::orchestrator::api::kinds::refusals;
 use serde_json::json;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -18,7 +19,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<ExitCode> {
-    let loaded = load::from_path(&args.file, &terminal::refused_by_the_api);
+    let loaded = load::from_path(&args.file, &refusals);
     if args.output.is_some() {
         let (problems, warnings) = match &loaded {
             Ok(loaded) => (json!([]), json!(loaded.warnings)),

@@ -27,6 +27,14 @@ pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     result
 }
 
+/// Makes sure that there is no such file.
+pub fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        outcome => outcome,
+    }
+}
+
 /// An exclusive lock on a file; released when dropped and by the kernel when the process dies in any way.
 #[derive(Debug)]
 pub struct Lock {

@@ -1,7 +1,8 @@
 //! The loop inside the cluster: the same engine as `kprov up`, fed by the Blueprint object, for ever.
 //!
 //! It wakes when somebody wants something else (the Blueprint, Services of type LoadBalancer), when a node stands otherwise, when the
-//! provider tells of a change, and at the latest after [`REST`]; each time it looks at everything afresh. It acts only while the epoch says that it is the writer.
+//! provider tells of a change, and at the latest after [`REST`]; each time it looks at everything afresh. It acts only while the epoch says
+//! that it is the writer.
 
 mod report;
 

@@ -51,6 +51,7 @@ pub struct Context {
     pub volumes: volumes::Volumes,
     pub services: Informer<Service>,
     pub recorder: Recorder,
+    size: Mutex<machine::Size>,
     pub driver: cgroups::Driver,
     /// One folder per pod below it, where log collectors expect them.
     pub logs: PathBuf,
@@ -65,9 +66,16 @@ pub struct Context {
 }
 
 impl Context {
-    /// Measured anew each time: a machine may grow while it runs.
+    /// As last measured.
     pub fn size(&self) -> machine::Size {
-        machine::measure(&self.config.data)
+        *self.size.lock()
+    }
+
+    /// A machine may grow while it runs.
+    pub fn measure(&self) -> machine::Size {
+        let size = machine::measure(&self.config.data);
+        *self.size.lock() = size;
+        size
     }
 }
 
@@ -94,6 +102,7 @@ pub async fn run_with(config: Arc<AgentConfig>, client: Client, services: Inform
         volumes: volumes::Volumes::new(client.clone(), objects, root),
         services,
         recorder: Recorder::start(client.clone(), "kubelet", &config.node_name, &cancel),
+        size: Mutex::new(machine::measure(&config.data)),
         driver: cgroups::driver(),
         logs: PathBuf::from(LOGS),
         owners: Mutex::default(),

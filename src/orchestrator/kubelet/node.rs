@@ -238,7 +238,7 @@ impl Reporter {
     /// What is told at once when it changes.
     async fn status(&self, why_not: Option<String>) -> Value {
         let context = &self.context;
-        let size = context.size();
+        let size = context.measure();
         let amounts = |size: super::machine::Size| {
             json!({
                 "cpu": format_cpu(size.cpu_millis), "memory": format!("{}Ki", size.memory_bytes >> 10),

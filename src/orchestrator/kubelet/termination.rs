@@ -2,7 +2,7 @@
 
 use super::container::TERMINATION_MESSAGE_PATH;
 use super::cri::messages::Mount;
-use super::logs::rotate::gone;
+use crate::sys::files;
 use k8s_openapi::api::core::v1::Container;
 use std::fs;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -45,7 +45,7 @@ pub fn read(pod_folder: &Path, container: &str, attempt: u32, log: &Path, from_l
 
 /// Forgets what the container said; nothing said is nothing to forget.
 pub fn remove(pod_folder: &Path, container: &str, attempt: u32) -> io::Result<()> {
-    gone(&path(pod_folder, container, attempt))
+    files::remove(&path(pod_folder, container, attempt))
 }
 
 fn tail(file: &Path, bytes: u64) -> io::Result<String> {

@@ -17,21 +17,23 @@ pub mod taints;
 pub mod validation;
 
 pub use super::status::Cause;
+use crate::blueprint::manifests::Finding;
 pub use registry::{KindRow, Registry, Subresource};
 use serde_json::{Value, json};
 
-/// What this API would refuse of a new object, whatever the cluster holds: fields with the reason. As strict as `kubectl apply`, which takes
+/// What this API would refuse of a new object, whatever the cluster holds. As strict as `kubectl apply`, which takes
 /// no field that nobody knows.
-pub fn refusals(object: &Value) -> Vec<(String, String)> {
+pub fn refusals(object: &Value) -> Vec<Finding> {
+    let finding = |field: &str, message: String| Finding { field: field.into(), message };
     let text = |name: &str| object[name].as_str().unwrap_or_default();
     let (group, version) = text("apiVersion").split_once('/').unwrap_or(("", text("apiVersion")));
     let Some(row) = Registry::builtin().find_kind(group, version, text("kind")) else {
-        return vec![("kind".into(), format!("this cluster does not serve {} {}", text("apiVersion"), text("kind")))];
+        return vec![finding("kind", format!("this cluster does not serve {} {}", text("apiVersion"), text("kind")))];
     };
     if let Some(message) = fields::decode_error(row, object) {
-        return vec![(String::new(), message)];
+        return vec![finding("", message)];
     }
-    let unknown = fields::unknown_fields(row, object).into_iter().map(|field| (field.clone(), fields::unknown_warning(&field)));
+    let unknown = fields::unknown_fields(row, object).into_iter().map(|field| finding(&field, fields::unknown_warning(&field)));
     let mut whole = object.clone();
     if row.namespaced && whole["metadata"]["namespace"].is_null() {
         whole["metadata"]["namespace"] = json!("default");
@@ -42,7 +44,7 @@ pub fn refusals(object: &Value) -> Vec<(String, String)> {
     // A wrong value that a default was copied from is told once, where it is written.
     let twice = |cause: &Cause| causes.iter().filter(|other| other.message == cause.message).count() > 1;
     let told = causes.iter().filter(|cause| is_written(object, &cause.field) || !twice(cause));
-    unknown.chain(told.map(|cause| (cause.field.clone(), cause.message.clone()))).collect()
+    unknown.chain(told.map(|cause| finding(&cause.field, cause.message.clone()))).collect()
 }
 
 /// `field` as causes name it: `spec.ports[0].port`.
@@ -64,7 +66,7 @@ mod tests {
         let check = |object: &Value, expected: &[(&str, &str)]| {
             let found = refusals(object);
             assert_eq!(found.len(), expected.len(), "{found:?}");
-            for ((field, message), (wanted, part)) in found.iter().zip(expected) {
+            for (Finding { field, message }, (wanted, part)) in found.iter().zip(expected) {
                 assert!(field == wanted && message.contains(part), "{field}: {message}");
             }
         };

@@ -1,6 +1,7 @@
 //! Keeps logs from filling the disk: 10 MiB a file, five files a container, as upstream.
 
 use crate::orchestrator::kubelet::cri::Runtime;
+use crate::sys::files;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -30,15 +31,7 @@ pub fn remove(log: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         found => found?,
     };
-    old.iter().map(PathBuf::as_path).chain([log]).try_for_each(gone)
-}
-
-/// Makes sure that there is no such file.
-pub fn gone(file: &Path) -> io::Result<()> {
-    match fs::remove_file(file) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        outcome => outcome,
-    }
+    old.iter().map(PathBuf::as_path).chain([log]).try_for_each(files::remove)
 }
 
 fn remove_oldest(log: &Path, keep: usize) -> io::Result<()> {
@@ -59,13 +52,17 @@ fn rotated(log: &Path) -> io::Result<Vec<PathBuf>> {
 mod tests {
     use super::*;
 
+    fn folder_of(names: [&str; 5]) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        names.iter().for_each(|name| fs::write(folder.path().join(name), "").unwrap());
+        folder
+    }
+
     #[test]
     fn the_oldest_files_go_first() {
-        let folder = tempfile::tempdir().unwrap();
+        let folder =
+            folder_of(["0.log", "0.log.20260101-000003", "0.log.20260101-000001", "0.log.20260101-000002", "1.log.20260101-000001"]);
         let log = folder.path().join("0.log");
-        for name in ["0.log", "0.log.20260101-000003", "0.log.20260101-000001", "0.log.20260101-000002", "1.log.20260101-000001"] {
-            fs::write(folder.path().join(name), "").unwrap();
-        }
         remove_oldest(&log, 2).unwrap();
         assert_eq!(rotated(&log).unwrap().len(), 2);
         assert!(!folder.path().join("0.log.20260101-000001").exists());
@@ -74,11 +71,8 @@ mod tests {
 
     #[test]
     fn a_log_goes_with_its_rotated_files_and_no_others() {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = folder_of(["1.log", "1.log.20260101-000001", "11.log", "11.log.20260101-000001", "2.log"]);
         let log = folder.path().join("1.log");
-        for name in ["1.log", "1.log.20260101-000001", "11.log", "11.log.20260101-000001", "2.log"] {
-            fs::write(folder.path().join(name), "").unwrap();
-        }
         for _ in 0..2 {
             remove(&log).unwrap();
         }
